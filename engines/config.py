@@ -1,0 +1,78 @@
+"""Configuration of the engines: what an operator may write. Frozen, unknown keys forbidden, units in the names."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class LocalEngineConfig(_Config):
+    """Our own paged engine over a transformers causal language model."""
+
+    kind: Literal["local"] = "local"
+    model: str = Field(
+        description="a folder in Hugging Face format (a path, tried from the installation as well) or a hub id"
+    )
+    revision: str | None = Field(default=None, description="hub revision")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="auto: the checkpoint's own"
+    )
+    attention_backend: Literal["auto", "reference", "torch"] = Field(
+        default="auto", description="auto: the fastest that runs here"
+    )
+    block_size: int = Field(default=16, ge=1, le=512, description="tokens per KV block")
+    kv_cache_bytes: int | None = Field(
+        default=None, gt=0, description="KV memory in bytes; None: 1 GiB on CPU, memory_fraction on GPU"
+    )
+    memory_fraction: float = Field(
+        default=0.9, gt=0.0, le=1.0, description="share of GPU memory for weights, activations and KV; unused on CPU"
+    )
+    max_model_len: int | None = Field(
+        default=None,
+        ge=2,
+        description="tokens of prompt plus completion; None: the model's own, if the KV cache holds it",
+    )
+    max_num_seqs: int = Field(default=64, ge=1, description="most sequences in one step")
+    max_num_batched_tokens: int = Field(default=2048, ge=1, description="token budget of one step")
+    max_num_waiting: int = Field(default=1024, ge=0, description="bound of the queue, in requests")
+    priority_step_s: float = Field(
+        default=30.0, ge=0.0, description="one priority level is worth so many seconds of waiting, so none starves"
+    )
+    enable_prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prefixes")
+    num_threads: int | None = Field(default=None, ge=1, description="torch's CPU threads; None: torch's choice")
+    parity_probe: bool = Field(
+        default=True, description="compare paged and eager output at load; only a model known to pass may skip it"
+    )
+
+
+class RemoteEngineConfig(_Config):
+    """Any OpenAI-compatible server: vLLM, TGI, TensorRT-LLM, llama.cpp, a hosted API."""
+
+    kind: Literal["remote"] = "remote"
+    base_url: str = Field(pattern=r"^https?://", description="up to and including /v1")
+    model: str = Field(description="the model's name at that server")
+    api_key_env: str | None = Field(default=None, description="name of the environment variable that holds the key")
+    accepts_token_ids: bool = Field(default=False, description="its /completions takes token ids (vLLM does)")
+    max_model_len: int | None = Field(default=None, ge=2, description="tokens; None: unknown")
+    connect_timeout_s: float = Field(default=5.0, gt=0)
+    read_timeout_s: float = Field(default=120.0, gt=0, description="longest silence inside a stream")
+    max_connections: int = Field(default=256, ge=1)
+
+
+class EchoEngineConfig(_Config):
+    """A deterministic fake: repeats the prompt. For tests and for trying a gateway without a model."""
+
+    kind: Literal["echo"] = "echo"
+    model: str = Field(default="echo", description="a folder with a tokenizer, or 'echo' for one token per byte")
+    max_model_len: int = Field(default=4096, ge=2, description="tokens")
+    token_delay_s: float = Field(default=0.0, ge=0.0, description="pause before each token")
+    max_num_seqs: int = Field(default=64, ge=1)
+
+
+EngineConfig = Annotated[LocalEngineConfig | RemoteEngineConfig | EchoEngineConfig, Field(discriminator="kind")]

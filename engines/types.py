@@ -1,0 +1,196 @@
+"""What travels between a caller and an engine: requests in, deltas out. Plain immutable data, picklable."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FinishReason = Literal["stop", "length", "abort"]
+PromptKind = Literal["tokens", "text", "chat"]
+
+
+class SamplingParams(BaseModel):
+    """How to choose tokens and when to stop. Ranges as in OpenAI's and vLLM's APIs; else ValidationError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_tokens: int = Field(ge=1, description="most tokens to emit for one choice")
+    temperature: float = Field(default=1.0, ge=0.0, le=100.0, allow_inf_nan=False, description="0 is greedy")
+    top_k: int = Field(default=0, ge=0, description="keep the k most likely tokens; 0 keeps all")
+    top_p: float = Field(default=1.0, ge=0.0, le=1.0, description="keep the smallest set with this mass; 0 is greedy")
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0, description="drop tokens below min_p times the best probability")
+    presence_penalty: float = Field(
+        default=0.0, ge=-2.0, le=2.0, description="subtracted once from tokens in the output"
+    )
+    frequency_penalty: float = Field(
+        default=0.0, ge=-2.0, le=2.0, description="subtracted per occurrence in the output"
+    )
+    repetition_penalty: float = Field(
+        default=1.0, gt=0.0, le=100.0, description="divides positive logits of seen tokens, multiplies negative"
+    )
+    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(
+        default_factory=dict, description="token id -> added to its logit; -100 bans, 100 forces"
+    )
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**64, description="None draws one at admission")
+    stop: tuple[str, ...] = Field(default=(), description="strings that end the output; never part of it")
+    stop_token_ids: tuple[int, ...] = Field(default=(), description="token ids that end the output, besides EOS")
+    ignore_eos: bool = Field(default=False, description="EOS is a token like any other")
+    min_tokens: int = Field(default=0, ge=0, description="EOS and stop token ids are masked before this many tokens")
+    logprobs: int | None = Field(
+        default=None, ge=0, le=20, description="None: none; k: the emitted token's and the k best of the raw logits"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenPrompt:
+    """Token ids of a rendered prompt: the only kind that a paged engine takes."""
+
+    token_ids: tuple[int, ...]
+    kind: Literal["tokens"] = "tokens"
+
+
+@dataclass(frozen=True, slots=True)
+class TextPrompt:
+    """Raw text, for engines that tokenize themselves."""
+
+    text: str
+    kind: Literal["text"] = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMessage:
+    role: str
+    content: str
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """Chat turns, for engines that render the template themselves."""
+
+    messages: tuple[ChatMessage, ...]
+    kind: Literal["chat"] = "chat"
+
+
+Prompt = TokenPrompt | TextPrompt | ChatPrompt
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """One request: `n` choices for one prompt.
+
+    `priority`: smaller runs first; equal priorities run first come, first served. `cache_salt` separates the prefix
+    caches of tenants; `user` is passed on to remote servers and otherwise unused by engines.
+    """
+
+    request_id: str
+    prompt: Prompt
+    sampling: SamplingParams
+    n: int = 1
+    priority: int = 0
+    cache_salt: str = ""
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TopLogprob:
+    """One candidate. `token_id` is None where a remote server does not tell; `token_bytes` are its own in the text."""
+
+    token: str
+    logprob: float
+    token_id: int | None = None
+    token_bytes: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob(TopLogprob):
+    """The emitted token with its best alternatives, most likely first."""
+
+    top: tuple[TopLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one choice; `prompt_tokens` and `cached_tokens` are the same for all choices of a request.
+
+    `accepted_draft_tokens` + `rejected_draft_tokens` = drafted tokens that reached verification.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    accepted_draft_tokens: int = 0
+    rejected_draft_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """News of one choice since the last delta.
+
+    `token_ids` is empty where a remote server sends text only. `text` may be empty while a character or a possible stop
+    string is held back. `logprobs`, if asked for, has an entry per token id. The last delta of a choice has
+    `finish_reason` and `usage`; `stop_reason` is the stop string or stop token id that ended it, if one did.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    usage: Usage | None = None
+
+    def followed_by(self, later: Delta) -> Delta:
+        """This delta and the next one of the same choice as one."""
+        assert self.index == later.index
+        assert self.finish_reason is None, "nothing follows the last delta"
+        logprobs = (self.logprobs or ()) + (later.logprobs or ())
+        return Delta(
+            index=self.index,
+            text=self.text + later.text,
+            token_ids=self.token_ids + later.token_ids,
+            logprobs=None if self.logprobs is None and later.logprobs is None else logprobs,
+            finish_reason=later.finish_reason,
+            stop_reason=later.stop_reason,
+            usage=later.usage,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What an engine serves. `fingerprint` is a hash of weights, resolved config and library versions.
+
+    `max_model_len` (tokens) and `vocab_size` are None where a remote server does not tell. `details` are resolved
+    settings worth showing to an operator, already strings.
+    """
+
+    model: str
+    prompt_kinds: frozenset[PromptKind]
+    fingerprint: str
+    max_model_len: int | None = None
+    vocab_size: int | None = None
+    max_num_choices: int = 128
+    details: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """An immutable snapshot, taken between two steps. Counters count since start; times are in seconds."""
+
+    num_running: int = 0
+    num_waiting: int = 0
+    num_blocks_total: int = 0
+    num_blocks_used: int = 0
+    num_blocks_cached: int = 0
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+    num_preemptions: int = 0
+    num_finished: int = 0
+    num_aborted: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    step_time_s: float = 0.0
