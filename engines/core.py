@@ -1,0 +1,342 @@
+"""The engine step: schedule, draft, forward, verify, commit. No threads, no asyncio; one caller at a time."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from drafting.noise import choice_seed, request_seed
+from drafting.protocol import Drafter, DraftRequest, Verdict
+from drafting.verify import accepted_prefix
+from engines.admission import Limits, check_request
+from engines.batch import BatchItem, RaggedBatch, build_batch
+from engines.block_hash import root_hash
+from engines.block_pool import BlockPool
+from engines.kv_cache import KVCacheManager
+from engines.logits import TokenHistory
+from engines.output import absorb
+from engines.sampler import SampledToken, Sampler, SampleRow
+from engines.scheduler import Scheduled, Scheduler, StepPlan
+from engines.sequence import Sequence
+from engines.text_stream import TextStream
+from engines.tokenizer import Tokenizer
+from engines.types import Delta, EngineStats, GenerateRequest, SamplingParams
+
+
+class Runner(Protocol):
+    """What the step needs of a model."""
+
+    def forward(self, batch: RaggedBatch) -> Tensor:
+        """Logits [num_rows, vocab] of `batch.logit_rows`; writes the batch's keys and values to their slots."""
+        ...
+
+    def copy_blocks(self, copies: SequenceOf[tuple[int, int]]) -> None:
+        """Copy (source, destination) blocks in all layers; all sources are read first."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class CoreSettings:
+    """The resolved numbers of one engine. `model` is the identity of weights and dtype at the root of block hashes."""
+
+    model: str
+    limits: Limits
+    max_num_batched_tokens: int
+    enable_prefix_caching: bool
+    priority_step_s: float
+    eos_token_ids: frozenset[int]
+    device: torch.device
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request's choices under way. Choices beyond the first join when the first one's prompt is computed."""
+
+    request: GenerateRequest
+    sequences: list[Sequence] = field(default_factory=list)
+    num_finished: int = 0
+
+
+@dataclass(slots=True)
+class _Counters:
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+    preemptions: int = 0
+    finished: int = 0
+    aborted: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    step_time_s: float = 0.0
+
+
+class EngineCore:
+    """Requests in, deltas out, one step at a time. Requests are known by a key of the caller's choosing."""
+
+    def __init__(
+        self, settings: CoreSettings, runner: Runner, tokenizer: Tokenizer, drafter: Drafter | None = None
+    ) -> None:
+        limits = settings.limits
+        self._settings = settings
+        self._runner = runner
+        self._tokenizer = tokenizer
+        self._drafter = drafter
+        self._sampler = Sampler(vocab_size=limits.vocab_size)
+        self._pool = BlockPool(limits.num_blocks)
+        self._scheduler = Scheduler(
+            KVCacheManager(self._pool, limits.block_size, enable_prefix_caching=settings.enable_prefix_caching),
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            draft_limit=self._draft_limit,
+        )
+        self._requests: dict[int, _Request] = {}
+        self._key_of: dict[int, int] = {}  # seq_id -> request key
+        self._seq_ids = itertools.count()
+        self._count = _Counters()
+
+    @property
+    def has_work(self) -> bool:
+        return self._scheduler.has_work
+
+    def add(self, key: int, request: GenerateRequest, arrival_s: float) -> None:
+        """Queue a request that arrived at `arrival_s` (monotonic seconds). Raises as check_request does."""
+        token_ids = check_request(request, self._settings.limits)
+        seed = request.sampling.seed
+        seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
+        state = self._requests[key] = _Request(request)
+        # One level of priority is worth so many seconds of waiting: an order that starves nobody.
+        order = (arrival_s + request.priority * self._settings.priority_step_s, key)
+        first = self._sequence(key, state, 0, choice_seed(request_seed(seed), 0), order, token_ids)
+        first.num_pending_forks = request.n - 1
+        self._count.prompt_tokens += len(token_ids)
+        self._scheduler.add(first)
+
+    def abort(self, key: int) -> None:
+        """Forget a request and free its blocks; unknown or finished requests are ignored."""
+        state = self._requests.pop(key, None)
+        if state is None:
+            return
+        self._count.aborted += 1
+        self._retire(state.sequences)
+
+    def step(self) -> list[tuple[int, tuple[Delta, ...]]]:
+        """Run one step; the news of each request that has any, by its key."""
+        started = time.perf_counter()
+        plan = self._scheduler.schedule()
+        drafts = self._draft(plan)
+        shares = [_Share(item, drafts.get(item.sequence.seq_id, ()), self._forks(item)) for item in plan.scheduled]
+        if plan.copies:
+            self._runner.copy_blocks(plan.copies)
+        limits = self._settings.limits
+        batch = build_batch([share.batch_item() for share in shares], limits.block_size, self._settings.device)
+        sampled = self._sample(self._runner.forward(batch), shares)
+        news = self._commit(shares, sampled)
+        self._count.steps += 1
+        self._count.preemptions += plan.num_preempted
+        self._count.step_time_s += time.perf_counter() - started
+        return news
+
+    def stats(self) -> EngineStats:
+        count = self._count
+        return EngineStats(
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            num_blocks_total=self._pool.num_blocks,
+            num_blocks_used=self._pool.num_used,
+            num_blocks_cached=self._pool.num_cached,
+            num_steps=count.steps,
+            num_prompt_tokens=count.prompt_tokens,
+            num_cached_tokens=count.cached_tokens,
+            num_generated_tokens=count.generated_tokens,
+            num_preemptions=count.preemptions,
+            num_finished=count.finished,
+            num_aborted=count.aborted,
+            num_drafted_tokens=count.drafted,
+            num_accepted_tokens=count.accepted,
+            step_time_s=count.step_time_s,
+        )
+
+    def _sequence(
+        self, key: int, state: _Request, index: int, seed: int, order: tuple[float, int], token_ids: SequenceOf[int]
+    ) -> Sequence:
+        sampling = state.request.sampling
+        eos = frozenset() if sampling.ignore_eos else self._settings.eos_token_ids
+        stop_ids = eos | frozenset(sampling.stop_token_ids)
+        sequence = Sequence(
+            seq_id=next(self._seq_ids),
+            request=state.request,
+            index=index,
+            seed=seed,
+            order=order,
+            token_ids=list(token_ids),
+            num_prompt_tokens=len(token_ids),
+            root=root_hash(self._settings.model, salt=state.request.cache_salt),
+            text=TextStream(self._tokenizer, sampling.stop, token_ids),
+            history=TokenHistory(token_ids) if _has_penalty(sampling) else None,
+            suppressed=tuple(sorted(stop_ids)) if sampling.min_tokens else (),
+            stop_ids=stop_ids,
+        )
+        state.sequences.append(sequence)
+        self._key_of[sequence.seq_id] = key
+        return sequence
+
+    def _forks(self, item: Scheduled) -> list[Sequence]:
+        """The choices that begin in this step, because it completes the prompt they share."""
+        parent = item.sequence
+        if not (parent.num_pending_forks and item.reaches_end):
+            return []
+        key = self._key_of[parent.seq_id]
+        prompt = parent.token_ids[: parent.num_prompt_tokens]
+        forks = []
+        for index in range(1, parent.num_pending_forks + 1):
+            seed = choice_seed(parent.seed, index)
+            fork = self._sequence(key, self._requests[key], index, seed, parent.order, prompt)
+            fork.num_cached_tokens = parent.num_cached_tokens
+            forks.append(fork)
+        return forks
+
+    def _draft_limit(self, sequence: Sequence) -> int:
+        """Drafts worth asking for: one fewer than the output still to come, since verifying adds one of its own."""
+        if self._drafter is None:
+            return 0
+        room = sequence.request.sampling.max_tokens - sequence.num_output_tokens - 1
+        return min(room, self._drafter.limit(sequence.seq_id, sequence.num_tokens))
+
+    def _draft(self, plan: StepPlan) -> dict[int, tuple[int, ...]]:
+        wanted = [
+            DraftRequest(item.sequence.seq_id, item.sequence.token_ids, item.num_drafts)
+            for item in plan.scheduled
+            if item.num_drafts
+        ]
+        if not wanted:
+            return {}
+        assert self._drafter is not None
+        proposed = self._drafter.propose(wanted)
+        return {request.seq_id: drafts for request, drafts in zip(wanted, proposed, strict=True)}
+
+    def _sample(self, logits: Tensor, shares: SequenceOf[_Share]) -> list[SampledToken]:
+        rows = [row for share in shares for row in share.sample_rows()]
+        return self._sampler.sample(logits, rows) if rows else []
+
+    def _commit(
+        self, shares: SequenceOf[_Share], sampled: SequenceOf[SampledToken]
+    ) -> list[tuple[int, tuple[Delta, ...]]]:
+        """Verify each share's drafts, keep what stands, start its forks; the news by request key."""
+        news: dict[int, list[Delta]] = {}
+        verdicts: list[Verdict] = []
+        rows = iter(sampled)
+        for share in shares:
+            own = list(itertools.islice(rows, share.num_rows))
+            num_accepted = accepted_prefix(share.drafts, [token.token_id for token in own]) if own else 0
+            sequence = share.item.sequence
+            if share.drafts:
+                self._judge(sequence, share.drafts, num_accepted)
+                verdicts.append(Verdict(sequence.seq_id, share.drafts, num_accepted))
+            if own:
+                delta = self._keep(share.item, own[: num_accepted + 1], num_accepted)
+                news.setdefault(self._key_of[sequence.seq_id], []).append(delta)
+            else:
+                self._scheduler.advance(share.item, [], 0)
+            for fork in share.forks:
+                news[self._key_of[fork.seq_id]].append(self._start_fork(sequence, fork, next(rows)))
+        if verdicts and self._drafter is not None:
+            self._drafter.observe(verdicts)
+        return [(key, self._close_finished(key, deltas)) for key, deltas in news.items()]
+
+    def _judge(self, sequence: Sequence, drafts: tuple[int, ...], num_accepted: int) -> None:
+        sequence.num_accepted_drafts += num_accepted
+        sequence.num_rejected_drafts += len(drafts) - num_accepted
+        self._count.drafted += len(drafts)
+        self._count.accepted += num_accepted
+
+    def _keep(self, item: Scheduled, sampled: SequenceOf[SampledToken], num_accepted: int) -> Delta:
+        if item.sequence.num_output_tokens == 0:
+            self._count.cached_tokens += item.sequence.num_cached_tokens
+        kept, delta = absorb(item.sequence, sampled, self._tokenizer)
+        self._observe(item.sequence, kept)
+        self._scheduler.advance(item, kept, num_accepted)
+        return delta
+
+    def _start_fork(self, parent: Sequence, fork: Sequence, sampled: SampledToken) -> Delta:
+        kept, delta = absorb(fork, [sampled], self._tokenizer)
+        self._observe(fork, kept)
+        self._scheduler.fork(parent, fork)
+        fork.token_ids.extend(kept)
+        return delta
+
+    def _observe(self, sequence: Sequence, kept: SequenceOf[int]) -> None:
+        self._count.generated_tokens += len(kept)
+        if sequence.history is not None:
+            for token_id in kept:
+                sequence.history.observe(token_id)
+
+    def _close_finished(self, key: int, deltas: list[Delta]) -> tuple[Delta, ...]:
+        state = self._requests[key]
+        done = {delta.index for delta in deltas if delta.finish_reason is not None}
+        if done:
+            self._retire([sequence for sequence in state.sequences if sequence.index in done])
+            state.num_finished += len(done)
+            if state.num_finished == state.request.n:
+                del self._requests[key]
+                self._count.finished += 1
+        return tuple(deltas)
+
+    def _retire(self, sequences: SequenceOf[Sequence]) -> None:
+        self._scheduler.finish(sequences)
+        for sequence in sequences:
+            if self._key_of.pop(sequence.seq_id, None) is not None and self._drafter is not None:
+                self._drafter.forget(sequence.seq_id)
+
+
+@dataclass(slots=True)
+class _Share:
+    """A scheduled sequence with its drafts and the choices that fork from it in this step."""
+
+    item: Scheduled
+    drafts: tuple[int, ...]
+    forks: list[Sequence]
+
+    @property
+    def num_rows(self) -> int:
+        """Logits rows of its own: the newest known token's and each draft's."""
+        return 1 + len(self.drafts) if self.item.reaches_end else 0
+
+    def batch_item(self) -> BatchItem:
+        sequence, start = self.item.sequence, self.item.sequence.num_computed_tokens
+        return BatchItem(
+            token_ids=sequence.token_ids,
+            start=start,
+            stop=start + self.item.num_tokens,
+            drafts=self.drafts,
+            block_table=sequence.block_table,
+            num_logit_rows=self.num_rows,
+            num_copies=len(self.forks),
+        )
+
+    def sample_rows(self) -> list[SampleRow]:
+        rows = [_sample_row(self.item.sequence, self.drafts[:i]) for i in range(self.num_rows)]
+        return rows + [_sample_row(fork, ()) for fork in self.forks]
+
+
+def _sample_row(sequence: Sequence, draft_prefix: tuple[int, ...]) -> SampleRow:
+    return SampleRow(
+        params=sequence.request.sampling,
+        seed=sequence.seed,
+        position=sequence.num_tokens + len(draft_prefix),
+        num_output=sequence.num_output_tokens + len(draft_prefix),
+        history=sequence.history,
+        draft_prefix=draft_prefix,
+        suppressed=sequence.suppressed,
+    )
+
+
+def _has_penalty(sampling: SamplingParams) -> bool:
+    return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)

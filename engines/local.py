@@ -1,0 +1,193 @@
+"""Our own engine: a paged, continuously batched step loop on a thread of its own.
+
+asyncio side                                   loop thread
+generate() -- Add(key, request) -->  inbox  --> core.add
+           -- Abort(key) --------->         --> core.abort          between two steps
+           <-- deltas ------------- mailbox <-- core.step
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from engines.admission import Limits, check_request
+from engines.config import LocalEngineConfig
+from engines.core import EngineCore
+from engines.errors import EngineDeadError, EngineOverloadedError
+from engines.mailbox import Mailbox
+from engines.types import Delta, EngineStats, GenerateRequest, ModelCard
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedEngine:
+    """What loading yields: the step, what it can hold, and what it is."""
+
+    core: EngineCore
+    limits: Limits
+    card: ModelCard
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    key: int
+    request: GenerateRequest
+    arrival_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+class LocalEngine:
+    """The Engine protocol over an EngineCore. `load` runs on the loop thread, so that one thread owns torch's state."""
+
+    def __init__(
+        self, config: LocalEngineConfig, load: Callable[[LocalEngineConfig], LoadedEngine] | None = None
+    ) -> None:
+        self._config = config
+        self._load = load or _load_engine
+        self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._mailboxes: dict[int, Mailbox] = {}  # touched on the asyncio side only
+        self._keys = itertools.count()
+        self._stats = EngineStats()
+        self._thread: threading.Thread | None = None
+        self._ready: asyncio.Future[LoadedEngine] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._dead: EngineDeadError | None = None
+
+    async def start(self) -> ModelCard:
+        """Load the model and start the loop thread. Raises ModelLoadError."""
+        if self._ready is None:
+            self._loop = asyncio.get_running_loop()
+            self._ready = self._loop.create_future()
+            self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
+            self._thread.start()
+        return (await asyncio.shield(self._ready)).card
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[tuple[Delta, ...], None]:
+        """See Engine.generate."""
+        loaded = await self._loaded()
+        check_request(request, loaded.limits)
+        bound = self._config.max_num_seqs + self._config.max_num_waiting
+        if len(self._mailboxes) >= bound:
+            raise EngineOverloadedError(f"The engine already holds {bound} requests, its bound.")
+        key = next(self._keys)
+        mailbox = self._mailboxes[key] = Mailbox(request.n)
+        self._inbox.put(_Add(key, request, time.monotonic()))
+        try:
+            while not mailbox.is_finished:
+                yield await mailbox.get()
+        finally:
+            del self._mailboxes[key]
+            if not mailbox.is_finished:
+                self._inbox.put(_Abort(key))
+
+    async def stats(self) -> EngineStats:
+        """See Engine.stats."""
+        return self._stats
+
+    async def check_health(self) -> None:
+        """See Engine.check_health."""
+        await self._loaded()
+
+    async def close(self) -> None:
+        """See Engine.close. Returns when the loop thread has ended its step."""
+        if self._dead is None:
+            self._die(EngineDeadError("The engine was closed."))
+        if self._thread is not None:
+            self._inbox.put(_Stop())
+            await asyncio.to_thread(self._thread.join)
+
+    async def _loaded(self) -> LoadedEngine:
+        if self._dead is not None:
+            raise EngineDeadError(self._dead.message) from self._dead
+        if self._ready is None:
+            raise EngineDeadError("The engine has not been started.")
+        return await asyncio.shield(self._ready)
+
+    def _die(self, error: EngineDeadError) -> None:
+        """On the asyncio side: end every stream."""
+        self._dead = error
+        for mailbox in self._mailboxes.values():
+            mailbox.fail(error)
+
+    def _deliver(self, news: list[tuple[int, tuple[Delta, ...]]], stats: EngineStats) -> None:
+        """On the asyncio side: hand a step's deltas to their readers; those of readers who have left are dropped."""
+        self._stats = stats
+        for key, deltas in news:
+            mailbox = self._mailboxes.get(key)
+            if mailbox is not None:
+                mailbox.put(deltas)
+
+    def _run(self) -> None:
+        """The loop thread: load, then step until stopped."""
+        try:
+            loaded = self._load(self._config)
+        except BaseException as error:  # noqa: BLE001 - the thread's border: the waiting `start` raises it
+            self._post(self._fail_start, error)
+            return
+        self._post(self._set_ready, loaded)
+        try:
+            while self._receive(loaded.core):
+                news = loaded.core.step() if loaded.core.has_work else []
+                self._post(self._deliver, news, loaded.core.stats())
+        except Exception as error:  # noqa: BLE001 - the thread's border: logged, and every stream ends with it
+            _log.exception("the engine loop has crashed")
+            dead = EngineDeadError(f"The engine loop has crashed: {type(error).__name__}: {error}")
+            dead.__cause__ = error
+            self._post(self._die, dead)
+
+    def _receive(self, core: EngineCore) -> bool:
+        """Take all messages, waiting for one while there is no work; False when told to stop."""
+        while True:
+            try:
+                message = self._inbox.get(block=not core.has_work)
+            except queue.Empty:
+                return True
+            if isinstance(message, _Stop):
+                return False
+            if isinstance(message, _Abort):
+                core.abort(message.key)
+            else:
+                core.add(message.key, message.request, message.arrival_s)
+            if self._inbox.empty():
+                return True
+
+    def _set_ready(self, loaded: LoadedEngine) -> None:
+        assert self._ready is not None
+        if not self._ready.cancelled():
+            self._ready.set_result(loaded)
+
+    def _fail_start(self, error: BaseException) -> None:
+        assert self._ready is not None
+        self._dead = EngineDeadError(f"The engine could not start: {error}")
+        if not self._ready.cancelled():
+            self._ready.set_exception(error)
+
+    def _post(self, call: Callable[..., None], *args: object) -> None:
+        """Run `call` on the asyncio side; what comes after its event loop has closed has no reader left."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(call, *args)
+
+
+def _load_engine(config: LocalEngineConfig) -> LoadedEngine:
+    from engines.build import load_engine  # imports transformers' model classes, and LoadedEngine from here
+
+    return load_engine(config)

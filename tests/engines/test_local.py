@@ -1,0 +1,179 @@
+"""Our engine keeps every engine's promises, and those of a process that owns a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from engines.build import load_engine
+from engines.config import LocalEngineConfig
+from engines.errors import EngineDeadError, EngineOverloadedError, InvalidRequestError, ModelLoadError
+from engines.local import LoadedEngine, LocalEngine
+from engines.protocol import Engine
+from engines.tokenizer import Tokenizer
+from engines.types import GenerateRequest, Prompt, SamplingParams, TextPrompt, TokenPrompt
+from tests.engines import tiny_models
+from tests.engines.engine_contract import EngineContract, collect, eventually, is_idle
+from tests.engines.tokenizers import character_tokenizer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_models.save(tiny_models.SUPPORTED["llama"](), tmp_path_factory.mktemp("llama"))
+    character_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_config(checkpoint: Path, **settings: Any) -> LocalEngineConfig:
+    small = {"kv_cache_bytes": 1 << 20, "num_threads": 1, "max_num_seqs": 8, "max_num_batched_tokens": 64}
+    return LocalEngineConfig.model_validate({"model": str(checkpoint), "device": "cpu"} | small | settings)
+
+
+class TestContract(EngineContract):
+    @pytest.fixture(autouse=True)
+    def _checkpoint(self, checkpoint: Path) -> None:
+        self.config = make_config(checkpoint)
+        self.tokenizer = Tokenizer.load(str(checkpoint))
+
+    @pytest.fixture
+    def engine_factory(self) -> Callable[[], Engine]:
+        return lambda: LocalEngine(self.config)
+
+    def make_prompt(self, engine_text: str) -> Prompt:
+        return TokenPrompt(self.tokenizer.encode(engine_text))
+
+
+def request(max_tokens: int = 8, prompt: tuple[int, ...] = (5, 6, 7), **sampling: Any) -> GenerateRequest:
+    params = {"max_tokens": max_tokens, "temperature": 0.0, "ignore_eos": True} | sampling
+    return GenerateRequest("r", TokenPrompt(prompt), SamplingParams(**params))
+
+
+@pytest.fixture
+async def engine(checkpoint: Path) -> AsyncIterator[LocalEngine]:
+    engine = LocalEngine(make_config(checkpoint))
+    await engine.start()
+    yield engine
+    await engine.close()
+
+
+async def test_the_card_tells_what_was_resolved(engine: LocalEngine) -> None:
+    card = await engine.start()
+    assert card.max_model_len == 512
+    assert card.vocab_size == tiny_models.VOCAB_SIZE
+    assert card.details["architecture"] == "LlamaForCausalLM (llama)"
+    assert card.details["dtype"] == "float32"
+
+
+async def test_the_fingerprint_follows_the_configuration(checkpoint: Path) -> None:
+    fingerprints = set()
+    for settings in ({}, {"max_num_batched_tokens": 128}, {"dtype": "bfloat16"}):
+        engine = LocalEngine(make_config(checkpoint, **settings))
+        fingerprints.add((await engine.start()).fingerprint)
+        await engine.close()
+    assert len(fingerprints) == 3
+
+
+async def test_a_seeded_request_reads_the_same_after_a_restart_alone_or_not(checkpoint: Path) -> None:
+    texts = []
+    for company in (0, 7):
+        engine = LocalEngine(make_config(checkpoint))
+        await engine.start()
+        others = [request(30, prompt=(9, i), temperature=1.0) for i in range(company)]
+        wanted = request(40, temperature=1.0, seed=11, top_p=0.9)
+        outcomes = await asyncio.gather(*(collect(engine, one) for one in [wanted, *others]))
+        texts.append(outcomes[0].choices[0].text)
+        await engine.close()
+    assert texts[0] == texts[1]
+
+
+async def test_leaving_frees_the_blocks_within_one_step(checkpoint: Path) -> None:
+    engine = LocalEngine(make_config(checkpoint))
+    await engine.start()
+    stream = engine.generate(request(400))
+    await anext(stream)
+    steps = (await engine.stats()).num_steps
+    await stream.aclose()
+
+    async def idle() -> bool:
+        return is_idle(await engine.stats())
+
+    await eventually(idle)
+    # One step may have been under way when the reader left, and its news on their way.
+    assert (await engine.stats()).num_steps <= steps + 2
+    await engine.close()
+
+
+async def test_a_full_queue_is_refused(checkpoint: Path) -> None:
+    engine = LocalEngine(make_config(checkpoint, max_num_seqs=1, max_num_waiting=1))
+    await engine.start()
+    streams = [engine.generate(request(300)) for _ in range(2)]
+    for stream in streams:
+        asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0.01)
+    with pytest.raises(EngineOverloadedError, match="2 requests"):
+        await anext(engine.generate(request()))
+    await engine.close()
+
+
+async def test_a_crash_in_the_step_ends_every_stream_with_its_cause(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def load(config: LocalEngineConfig) -> LoadedEngine:
+        loaded = load_engine(config)
+        runner: Any = loaded.core._runner
+        forward, count = runner.forward, iter(range(100))
+
+        def failing(batch: Any) -> torch.Tensor:
+            if next(count) == 3:
+                raise MemoryError("no more")
+            return forward(batch)
+
+        runner.forward = failing
+        return loaded
+
+    engine = LocalEngine(make_config(checkpoint), load)
+    await engine.start()
+    with caplog.at_level(logging.CRITICAL), pytest.raises(EngineDeadError, match="MemoryError: no more"):
+        await collect(engine, request(20))
+    with pytest.raises(EngineDeadError):
+        await engine.check_health()
+    with pytest.raises(EngineDeadError):
+        await anext(engine.generate(request()))
+    await engine.close()
+
+
+async def test_a_model_that_cannot_load_is_said_in_one_line(tmp_path: Path) -> None:
+    engine = LocalEngine(make_config(tmp_path / "nothing"))
+    with pytest.raises(ModelLoadError) as refused:
+        await engine.start()
+    assert "\n" not in str(refused.value)
+    with pytest.raises(EngineDeadError, match="could not start"):
+        await engine.check_health()
+    await engine.close()
+
+
+async def test_a_budget_that_cannot_serve_is_refused_at_load(checkpoint: Path) -> None:
+    engine = LocalEngine(make_config(checkpoint, max_num_seqs=65, max_num_batched_tokens=64))
+    with pytest.raises(ModelLoadError, match=r"max_num_batched_tokens \(64\) is below max_num_seqs \(65\)"):
+        await engine.start()
+    await engine.close()
+
+
+async def test_text_is_refused_since_token_ids_travel(engine: LocalEngine) -> None:
+    with pytest.raises(InvalidRequestError, match="token ids"):
+        await anext(engine.generate(GenerateRequest("r", TextPrompt("a"), SamplingParams(max_tokens=1))))
+
+
+async def test_closing_ends_the_thread(checkpoint: Path) -> None:
+    engine = LocalEngine(make_config(checkpoint))
+    await engine.start()
+    assert any(thread.name == "engine-loop" for thread in threading.enumerate())
+    await engine.close()
+    assert not any(thread.name == "engine-loop" for thread in threading.enumerate())
