@@ -16,18 +16,19 @@ from drafting.noise import choice_seed, request_seed
 from drafting.protocol import Drafter, DraftRequest, Verdict
 from drafting.verify import accepted_prefix
 from engines.admission import Limits, check_request
-from engines.batch import BatchItem, RaggedBatch, build_batch
+from engines.batch import RaggedBatch, build_batch
 from engines.block_hash import root_hash
 from engines.block_pool import BlockPool
 from engines.kv_cache import KVCacheManager
-from engines.logits import TokenHistory
+from engines.logits import TokenHistory, needs_history
 from engines.output import absorb
-from engines.sampler import SampledToken, Sampler, SampleRow
+from engines.sampler import SampledToken, Sampler
 from engines.scheduler import Scheduled, Scheduler, StepPlan
 from engines.sequence import Sequence
+from engines.share import Share
 from engines.text_stream import TextStream
 from engines.tokenizer import Tokenizer
-from engines.types import Delta, EngineStats, GenerateRequest, SamplingParams
+from engines.types import Delta, EngineStats, GenerateRequest
 
 
 class Runner(Protocol):
@@ -132,7 +133,7 @@ class EngineCore:
         started = time.perf_counter()
         plan = self._scheduler.schedule()
         drafts = self._draft(plan)
-        shares = [_Share(item, drafts.get(item.sequence.seq_id, ()), self._forks(item)) for item in plan.scheduled]
+        shares = [Share(item, drafts.get(item.sequence.seq_id, ()), self._forks(item)) for item in plan.scheduled]
         if plan.copies:
             self._runner.copy_blocks(plan.copies)
         limits = self._settings.limits
@@ -180,7 +181,7 @@ class EngineCore:
             num_prompt_tokens=len(token_ids),
             root=root_hash(self._settings.model, salt=state.request.cache_salt),
             text=TextStream(self._tokenizer, sampling.stop, token_ids),
-            history=TokenHistory(token_ids) if _has_penalty(sampling) else None,
+            history=TokenHistory(token_ids) if needs_history(sampling) else None,
             suppressed=tuple(sorted(stop_ids)) if sampling.min_tokens else (),
             stop_ids=stop_ids,
         )
@@ -222,12 +223,12 @@ class EngineCore:
         proposed = self._drafter.propose(wanted)
         return {request.seq_id: drafts for request, drafts in zip(wanted, proposed, strict=True)}
 
-    def _sample(self, logits: Tensor, shares: SequenceOf[_Share]) -> list[SampledToken]:
+    def _sample(self, logits: Tensor, shares: SequenceOf[Share]) -> list[SampledToken]:
         rows = [row for share in shares for row in share.sample_rows()]
         return self._sampler.sample(logits, rows) if rows else []
 
     def _commit(
-        self, shares: SequenceOf[_Share], sampled: SequenceOf[SampledToken]
+        self, shares: SequenceOf[Share], sampled: SequenceOf[SampledToken]
     ) -> list[tuple[int, tuple[Delta, ...]]]:
         """Verify each share's drafts, keep what stands, start its forks; the news by request key."""
         news: dict[int, list[Delta]] = {}
@@ -294,49 +295,3 @@ class EngineCore:
         for sequence in sequences:
             if self._key_of.pop(sequence.seq_id, None) is not None and self._drafter is not None:
                 self._drafter.forget(sequence.seq_id)
-
-
-@dataclass(slots=True)
-class _Share:
-    """A scheduled sequence with its drafts and the choices that fork from it in this step."""
-
-    item: Scheduled
-    drafts: tuple[int, ...]
-    forks: list[Sequence]
-
-    @property
-    def num_rows(self) -> int:
-        """Logits rows of its own: the newest known token's and each draft's."""
-        return 1 + len(self.drafts) if self.item.reaches_end else 0
-
-    def batch_item(self) -> BatchItem:
-        sequence, start = self.item.sequence, self.item.sequence.num_computed_tokens
-        return BatchItem(
-            token_ids=sequence.token_ids,
-            start=start,
-            stop=start + self.item.num_tokens,
-            drafts=self.drafts,
-            block_table=sequence.block_table,
-            num_logit_rows=self.num_rows,
-            num_copies=len(self.forks),
-        )
-
-    def sample_rows(self) -> list[SampleRow]:
-        rows = [_sample_row(self.item.sequence, self.drafts[:i]) for i in range(self.num_rows)]
-        return rows + [_sample_row(fork, ()) for fork in self.forks]
-
-
-def _sample_row(sequence: Sequence, draft_prefix: tuple[int, ...]) -> SampleRow:
-    return SampleRow(
-        params=sequence.request.sampling,
-        seed=sequence.seed,
-        position=sequence.num_tokens + len(draft_prefix),
-        num_output=sequence.num_output_tokens + len(draft_prefix),
-        history=sequence.history,
-        draft_prefix=draft_prefix,
-        suppressed=sequence.suppressed,
-    )
-
-
-def _has_penalty(sampling: SamplingParams) -> bool:
-    return bool(sampling.presence_penalty or sampling.frequency_penalty or sampling.repetition_penalty != 1.0)

@@ -114,8 +114,9 @@ async def test_a_full_queue_is_refused(checkpoint: Path) -> None:
     engine = LocalEngine(make_config(checkpoint, max_num_seqs=1, max_num_waiting=1))
     await engine.start()
     streams = [engine.generate(request(300)) for _ in range(2)]
+    readers: list[asyncio.Future[object]] = []
     for stream in streams:
-        asyncio.ensure_future(anext(stream))
+        readers.append(asyncio.ensure_future(anext(stream)))
     await asyncio.sleep(0.01)
     with pytest.raises(EngineOverloadedError, match="2 requests"):
         await anext(engine.generate(request()))
