@@ -1,1 +1,1 @@
-"""Everything that turns a request into tokens. Needs torch, transformers and pydantic; knows no HTTP server and no Ray."""
+"""Everything that turns a request into tokens. Needs torch, transformers and pydantic; knows no HTTP and no Ray."""
