@@ -6,7 +6,7 @@ import asyncio
 import copy
 
 from engines.errors import EngineError
-from engines.types import Delta
+from engines.types import Delta, joined
 
 
 class Mailbox:
@@ -14,7 +14,7 @@ class Mailbox:
 
     def __init__(self, num_choices: int) -> None:
         self._num_open = num_choices
-        self._pending: dict[int, Delta] = {}  # by choice
+        self._pending: list[Delta] = []
         self._error: EngineError | None = None
         self._news = asyncio.Event()
 
@@ -24,9 +24,7 @@ class Mailbox:
         return self._num_open == 0
 
     def put(self, deltas: tuple[Delta, ...]) -> None:
-        for delta in deltas:
-            earlier = self._pending.get(delta.index)
-            self._pending[delta.index] = delta if earlier is None else earlier.followed_by(delta)
+        self._pending.extend(deltas)
         self._news.set()
 
     def fail(self, error: EngineError) -> None:
@@ -42,7 +40,7 @@ class Mailbox:
                 raise copy.copy(self._error) from self._error
             await self._news.wait()
             self._news.clear()
-        items = tuple(self._pending.values())
+        items = joined(self._pending)
         self._pending.clear()
         self._num_open -= sum(delta.finish_reason is not None for delta in items)
         return items

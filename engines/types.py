@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -36,7 +37,7 @@ class SamplingParams(BaseModel):
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**64, description="None draws one at admission")
     stop: tuple[str, ...] = Field(default=(), description="strings that end the output; never part of it")
     stop_token_ids: tuple[int, ...] = Field(default=(), description="token ids that end the output, besides EOS")
-    ignore_eos: bool = Field(default=False, description="EOS is a token like any other")
+    ignore_eos: bool = Field(default=False, description="EOS does not end the output")
     min_tokens: int = Field(default=0, ge=0, description="EOS and stop token ids are masked before this many tokens")
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="None: none; k: the emitted token's and the k best of the raw logits"
@@ -142,20 +143,23 @@ class Delta:
     stop_reason: str | int | None = None
     usage: Usage | None = None
 
-    def followed_by(self, later: Delta) -> Delta:
-        """This delta and the next one of the same choice as one."""
-        assert self.index == later.index
-        assert self.finish_reason is None, "nothing follows the last delta"
-        logprobs = (self.logprobs or ()) + (later.logprobs or ())
-        return Delta(
-            index=self.index,
-            text=self.text + later.text,
-            token_ids=self.token_ids + later.token_ids,
-            logprobs=None if self.logprobs is None and later.logprobs is None else logprobs,
-            finish_reason=later.finish_reason,
-            stop_reason=later.stop_reason,
-            usage=later.usage,
-        )
+
+def joined(deltas: Iterable[Delta]) -> tuple[Delta, ...]:
+    """Consecutive deltas, of any choices, as one delta per choice, by index."""
+    by_index: dict[int, list[Delta]] = {}
+    for delta in deltas:
+        by_index.setdefault(delta.index, []).append(delta)
+    return tuple(_join(by_index[index]) for index in sorted(by_index))
+
+
+def _join(deltas: list[Delta]) -> Delta:
+    has_logprobs = any(delta.logprobs is not None for delta in deltas)
+    return replace(
+        deltas[-1],
+        text="".join(delta.text for delta in deltas),
+        token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
+        logprobs=tuple(entry for delta in deltas for entry in delta.logprobs or ()) if has_logprobs else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)
