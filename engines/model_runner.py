@@ -1,0 +1,88 @@
+"""Owns the KV tensors and runs one ragged step through the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from engines.attention.dispatch import AttentionCall, attending
+from engines.attention.interface import AttentionBackend, LayerSpec
+from engines.batch import RaggedBatch
+from engines.causal_lm import row_logits, takes_logits_to_keep
+from engines.loading import LoadedModel
+
+
+class ModelRunner:
+    """One model with its KV cache: per distinct layer a key and a value tensor of `num_blocks` blocks.
+
+    Not thread-safe: one step at a time, though several runners may share a process.
+    """
+
+    def __init__(self, loaded: LoadedModel, backend: AttentionBackend, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._model = loaded.model
+        self._backend = backend
+        self._selects_rows = takes_logits_to_keep(loaded.model)
+        # Zeroed, since a backend may read a slot before it is written as long as its weight is 0.
+        self._pools = {
+            layer: self._allocate(spec, loaded) for layer, spec in enumerate(loaded.layers) if spec is not None
+        }
+        self._pool_of_layer = [self._pools[source] for source in loaded.kv_sources]
+
+    @staticmethod
+    def bytes_per_block(loaded: LoadedModel, block_size: int) -> int:
+        """Bytes that one block takes in all layers together."""
+        values = sum(spec.values_per_token for spec in loaded.layers if spec is not None)
+        return values * block_size * loaded.dtype.itemsize
+
+    @property
+    def kv_tensors(self) -> tuple[Tensor, ...]:
+        """All KV tensors, [num_blocks, block_size, num_kv_heads, head_dim] each; the runner's own memory."""
+        return tuple(cache for pool in self._pools.values() for cache in pool)
+
+    def forward(self, batch: RaggedBatch) -> Tensor:
+        """Logits [num_rows, vocab] of `batch.logit_rows`, in the model's dtype, on its device.
+
+        Modifies the KV slots of `batch.slot_mapping`. Raises UnsupportedModelError if the model asks its attention
+        for something that the engine would have to ignore.
+        """
+        assert batch.block_size == self.block_size
+        with attending(lambda call: self._attend(call, batch)):
+            return row_logits(
+                self._model, batch.input_ids, batch.positions, batch.logit_rows, selects_rows=self._selects_rows
+            )
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy blocks (source, destination) in all layers; all sources are read before any destination is written."""
+        if not copies:
+            return
+        caches = self.kv_tensors
+        sources, destinations = torch.tensor(copies, device=caches[0].device).T
+        with torch.inference_mode():
+            for cache in caches:
+                cache.index_copy_(0, destinations, cache.index_select(0, sources))
+
+    def _allocate(self, spec: LayerSpec, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
+        shape = (self.num_blocks, self.block_size, spec.num_kv_heads)
+        return (
+            torch.zeros(*shape, spec.head_dim, dtype=loaded.dtype, device=loaded.device),
+            torch.zeros(*shape, spec.value_head_dim, dtype=loaded.dtype, device=loaded.device),
+        )
+
+    def _attend(self, call: AttentionCall, batch: RaggedBatch) -> Tensor:
+        key_cache, value_cache = self._pool_of_layer[call.layer_idx]
+        return self._backend.attend(
+            call.query,
+            call.key,
+            call.value,
+            key_cache,
+            value_cache,
+            batch,
+            scaling=call.scaling,
+            sliding_window=call.sliding_window,
+            softcap=call.softcap,
+            sinks=call.sinks,
+        )
