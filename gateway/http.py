@@ -1,0 +1,146 @@
+"""The FastAPI application: routes, and errors as OpenAI's clients expect them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from typing import TYPE_CHECKING
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from engines.errors import EngineError
+from engines.protocol import Engine
+from engines.types import EngineStats
+from gateway.answers import JsonObject
+from gateway.config import GatewayConfig
+from gateway.door import AnswerHeaders
+from gateway.errors import ErrorAnswer, GatewayError, describe
+from gateway.fleet import Fleet, ServedModel
+from gateway.ingress import Ingress
+from gateway.log import make_logger
+from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.openai import ChatCompletionRequest, CompletionRequest
+
+if TYPE_CHECKING:
+    from structlog.typing import FilteringBoundLogger
+
+
+def make_app(
+    config: GatewayConfig, engines: Mapping[str, Engine], name: str = "ingress", names_requests: bool = True
+) -> FastAPI:
+    """The application over these engines, by model name; they are started and closed with it.
+
+    `name` tells this process apart from its replicas in metrics. `names_requests`: whether to put x-request-id on
+    answers. The fleet is `app.state.fleet`.
+    """
+    fleet = Fleet(config, engines)
+    metrics = Metrics(name)
+    log = make_logger(config.log_level)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        fleet.start()
+        yield
+        await fleet.close()
+
+    app = FastAPI(title="Outrider", lifespan=lifespan)
+    app.state.fleet = fleet
+    app.add_middleware(AnswerHeaders, config_hash=lambda: fleet.config_hash, names_requests=names_requests)
+    app.add_exception_handler(GatewayError, _answer_error)
+    app.add_exception_handler(EngineError, _answer_error)
+    app.add_exception_handler(HTTPException, _answer_http_error)
+    _add_generation_routes(app, Ingress(config.http, fleet, metrics, log))
+    _add_model_routes(app, fleet)
+    _add_operator_routes(app, fleet, metrics, config.http.health_timeout_s, log)
+    return app
+
+
+def _add_generation_routes(app: FastAPI, ingress: Ingress) -> None:
+    # The handlers parse the body themselves: strictly, in bounded memory, and with OpenAI's words for what is wrong.
+    @app.post("/v1/chat/completions", openapi_extra=_documented(ChatCompletionRequest))
+    async def chat_completions(request: Request) -> Response:
+        return await ingress.serve(request, ChatCompletionRequest)
+
+    @app.post("/v1/completions", openapi_extra=_documented(CompletionRequest))
+    async def completions(request: Request) -> Response:
+        return await ingress.serve(request, CompletionRequest)
+
+
+def _add_model_routes(app: FastAPI, fleet: Fleet) -> None:
+    @app.get("/v1/models")
+    async def models() -> JSONResponse:
+        """The models that can be asked now."""
+        return JSONResponse({"object": "list", "data": [_model_entry(model, fleet) for model in fleet.ready()]})
+
+    @app.get("/v1/models/{model:path}")
+    async def model(model: str) -> JSONResponse:
+        return JSONResponse(_model_entry(fleet.get(model), fleet))
+
+
+def _add_operator_routes(
+    app: FastAPI, fleet: Fleet, metrics: Metrics, timeout_s: float, log: FilteringBoundLogger
+) -> None:
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """This process is alive."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/ready")
+    async def ready() -> JSONResponse:
+        """All engines can serve; 503 names those that cannot, and why."""
+        troubles = await fleet.troubles(timeout_s)
+        if troubles:
+            return JSONResponse({"status": "not ready", "models": troubles}, 503, {"retry-after": "1"})
+        return JSONResponse({"status": "ready"})
+
+    @app.get("/metrics")
+    async def prometheus() -> Response:
+        """Prometheus' text format. An engine that does not answer is left out, and logged."""
+        models = fleet.ready()
+        found = await asyncio.gather(*(_stats(model, timeout_s, log) for model in models))
+        stats = {model.name: snapshot for model, snapshot in zip(models, found, strict=True) if snapshot is not None}
+        return Response(metrics.exposition(stats), headers={"content-type": CONTENT_TYPE})
+
+
+async def _stats(model: ServedModel, timeout_s: float, log: FilteringBoundLogger) -> EngineStats | None:
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await model.engine.stats()
+    except (EngineError, TimeoutError) as error:
+        log.warning("no engine stats", model=model.name, error=str(error))
+        return None
+
+
+def _model_entry(model: ServedModel, fleet: Fleet) -> JsonObject:
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "outrider",
+        "max_model_len": model.card.max_model_len,
+        "fingerprint": model.card.fingerprint,
+        "config": fleet.config_hash,
+        "details": model.card.details,
+    }
+
+
+def _documented(request_class: type[BaseModel]) -> dict[str, object]:
+    schema = request_class.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+async def _answer_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError | EngineError)
+    answer = describe(error)
+    return JSONResponse(answer.body(), answer.status, answer.headers())
+
+
+async def _answer_http_error(_: Request, error: Exception) -> Response:
+    """Routing's own refusals: unknown path, wrong method."""
+    assert isinstance(error, HTTPException)
+    answer = ErrorAnswer(error.status_code, str(error.detail), "invalid_request_error")
+    return JSONResponse(answer.body(), answer.status, error.headers)

@@ -1,0 +1,305 @@
+"""Requests of OpenAI's API as this gateway understands them. Every field has its effect or is refused by name.
+
+Fields that can have no effect here are still declared, with the values that ask for nothing (`only(...)`), so that a
+client which spells out OpenAI's defaults is served and any other value is answered with 400 and the field's name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, ClassVar, Literal, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from engines.types import SamplingParams
+from gateway.errors import BadRequestError
+
+RequestT = TypeVar("RequestT", bound=BaseModel)
+JsonValue = object
+
+
+def only(*neutral: JsonValue) -> BeforeValidator:
+    """A field that may be absent, null or ask for nothing, and otherwise is refused."""
+
+    def check(value: JsonValue) -> JsonValue:
+        # `1 == True` in Python, not in JSON.
+        if value is not None and not any(value == item and type(value) is type(item) for item in neutral):
+            raise ValueError("not supported by this gateway")
+        return value
+
+    return BeforeValidator(check)
+
+
+def _not_empty(value: str) -> str:
+    if not value:
+        raise ValueError("must not be empty")
+    return value
+
+
+Stop = Annotated[str, AfterValidator(_not_empty)]
+Refused = Annotated[JsonValue, only()]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class TextPart(_Model):
+    type: Literal["text"]
+    text: str
+    prompt_cache_breakpoint: Refused = None
+
+
+class Message(_Model):
+    """One turn. Parts are joined by newlines. Tools are not supported, and so neither are their calls and answers."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | Annotated[tuple[TextPart, ...], Field(min_length=1)]
+    name: str | None = Field(default=None, description="handed to the chat template")
+    tool_calls: Annotated[JsonValue, only([])] = None
+    tool_call_id: Refused = None
+    function_call: Refused = None
+    refusal: Refused = None
+    audio: Refused = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class StreamOptions(_Model):
+    include_usage: bool | None = None
+    include_obfuscation: Annotated[JsonValue, only(False)] = None
+
+
+class _GenerationRequest(_Model):
+    """What chat and text completions have in common, our extensions last."""
+
+    prompt_field: ClassVar[str]
+
+    model: str
+    frequency_penalty: float | None = None
+    logit_bias: dict[int, float] | None = None
+    max_tokens: int | None = None
+    n: int | None = Field(default=None, ge=1)
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: Stop | tuple[Stop, ...] | None = Field(default=None)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: float | None = Field(default=None, ge=0.0, le=2.0)
+    top_p: float | None = None
+    user: str | None = Field(default=None, max_length=512)
+
+    top_k: int | None = Field(default=None, description="0 or -1 keeps all")
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    stop_token_ids: tuple[int, ...] | None = None
+    ignore_eos: bool | None = None
+    min_tokens: int | None = None
+    priority: int | None = Field(default=None, description="smaller runs first")
+    cache_salt: str | None = Field(default=None, max_length=512, description="separates prefix caches")
+
+    @model_validator(mode="after")
+    def _check_stream_options(self) -> _GenerationRequest:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("`stream_options` is allowed only when `stream` is true")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def num_choices(self) -> int:
+        return self.n or 1
+
+    @property
+    def end_user(self) -> str | None:
+        return self.user
+
+    def wanted_tokens(self) -> int | None:
+        """The completion's limit as asked for; None: whatever the context leaves."""
+        return self.max_tokens
+
+    def wanted_logprobs(self) -> int | None:
+        """None: none; k: the emitted token's and the k best."""
+        raise NotImplementedError
+
+    def renamed(self) -> Mapping[str, str]:
+        """Our name of a sampling parameter -> this request's, where they differ."""
+        return {}
+
+    def sampling(self, max_tokens: int) -> SamplingParams:
+        """The sampling parameters with this limit. Raises BadRequestError naming a parameter out of its range."""
+        asked: dict[str, object] = {
+            "max_tokens": max_tokens,
+            "logprobs": self.wanted_logprobs(),
+            "stop": (self.stop,) if isinstance(self.stop, str) else self.stop,
+            "top_k": 0 if self.top_k == -1 else self.top_k,
+        }
+        asked |= {name: getattr(self, name) for name in _SAME_NAME}
+        try:
+            return SamplingParams.model_validate({name: value for name, value in asked.items() if value is not None})
+        except ValidationError as error:
+            raise _out_of_range(error, self.renamed()) from error
+
+
+_SAME_NAME = frozenset(SamplingParams.model_fields) - {"max_tokens", "logprobs", "stop", "top_k"}
+
+
+class ChatCompletionRequest(_GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    prompt_field: ClassVar[str] = "messages"
+
+    messages: tuple[Message, ...] = Field(min_length=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    max_completion_tokens: int | None = None
+    metadata: dict[str, str] | None = Field(default=None, max_length=16, description="returned and logged")
+    safety_identifier: str | None = Field(default=None, max_length=512, description="the newer name of `user`")
+    service_tier: Literal["auto", "default"] | None = None
+
+    audio: Refused = None
+    function_call: Annotated[JsonValue, only("none")] = None
+    functions: Annotated[JsonValue, only([])] = None
+    modalities: Annotated[JsonValue, only(["text"])] = None
+    moderation: Refused = None
+    parallel_tool_calls: Annotated[JsonValue, only(True)] = None
+    prediction: Refused = None
+    prompt_cache_key: Refused = None
+    prompt_cache_options: Refused = None
+    prompt_cache_retention: Annotated[JsonValue, only("in_memory")] = None
+    reasoning_effort: Annotated[JsonValue, only("none")] = None
+    response_format: Annotated[JsonValue, only({"type": "text"})] = None
+    store: Annotated[JsonValue, only(False)] = None
+    tool_choice: Annotated[JsonValue, only("none")] = None
+    tools: Annotated[JsonValue, only([])] = None
+    verbosity: Annotated[JsonValue, only("medium")] = None
+    web_search_options: Refused = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> ChatCompletionRequest:
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("`top_logprobs` is allowed only when `logprobs` is true")
+        _same_or_absent("max_completion_tokens", self.max_completion_tokens, "max_tokens", self.max_tokens)
+        _same_or_absent("safety_identifier", self.safety_identifier, "user", self.user)
+        return self
+
+    @property
+    def end_user(self) -> str | None:
+        return self.safety_identifier if self.user is None else self.user
+
+    def wanted_tokens(self) -> int | None:
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    def wanted_logprobs(self) -> int | None:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+    def renamed(self) -> Mapping[str, str]:
+        newer = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
+        return {"logprobs": "top_logprobs"} | newer
+
+
+class CompletionRequest(_GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt_field: ClassVar[str] = "prompt"
+
+    prompt: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...]
+    best_of: int | None = Field(default=None, ge=1, description="no more than `n`: nothing is drawn to be thrown away")
+    echo: bool | None = None
+    logprobs: int | None = None
+    suffix: Annotated[JsonValue, only("")] = None
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> CompletionRequest:
+        if self.best_of is not None and self.best_of != self.num_choices:
+            raise ValueError("`best_of` other than `n` is not supported by this gateway")
+        if self.echo and self.logprobs is not None:
+            raise ValueError("`echo` together with `logprobs` is not supported: prompts are not scored")
+        return self
+
+    def wanted_tokens(self) -> int:
+        # OpenAI's documented default of this endpoint; chat has none.
+        return 16 if self.max_tokens is None else self.max_tokens
+
+    def wanted_logprobs(self) -> int | None:
+        return self.logprobs
+
+    def prompts(self) -> tuple[str | tuple[int, ...], ...]:
+        """The prompts one by one. Raises BadRequestError if there is none or one is an empty list of tokens."""
+        if isinstance(self.prompt, str):
+            return (self.prompt,)
+        if not self.prompt:
+            raise BadRequestError("`prompt` must not be empty.", param="prompt")
+        if isinstance(self.prompt[0], int):
+            return (self.prompt,)
+        return self.prompt
+
+
+def parse(request_class: type[RequestT], body: bytes) -> RequestT:
+    """The body as a request. Raises BadRequestError naming the first offending field."""
+    try:
+        return request_class.model_validate_json(body)
+    except ValidationError as error:
+        raise _explain(error, body) from error
+
+
+def _same_or_absent(newer: str, new: object, older: str, old: object) -> None:
+    if new is not None and old is not None and new != old:
+        raise ValueError(f"`{newer}` and `{older}` mean the same but differ")
+
+
+def _explain(error: ValidationError, body: bytes) -> BadRequestError:
+    details = error.errors(include_url=False, include_input=False)
+    if details[0]["type"] == "json_invalid":
+        return BadRequestError(f"The request body is not valid JSON: {details[0]['ctx']['error']}.")
+    raw = json.loads(body)
+    # A union reports every member's failure; the one that got deepest into the input is the one that was meant.
+    paths = [_path(detail["loc"], raw, missing=detail["type"] == "missing") for detail in details]
+    best = max(range(len(paths)), key=[len(path) for path in paths].__getitem__)
+    return _bad_field(_render(paths[best]), details[best]["type"], details[best]["msg"])
+
+
+def _path(loc: Sequence[int | str], raw: JsonValue, missing: bool) -> list[int | str]:
+    """`loc` without the union tags that pydantic puts between the keys of the input."""
+    path: list[int | str] = []
+    for place, part in enumerate(loc):
+        inside = raw if isinstance(raw, dict) else dict(enumerate(raw)) if isinstance(raw, list) else {}
+        if part in inside:
+            path.append(part)
+            raw = inside[part]
+        elif missing and place == len(loc) - 1:
+            path.append(part)
+    return path
+
+
+def _render(path: Sequence[int | str]) -> str | None:
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return text.lstrip(".") or None
+
+
+def _bad_field(param: str | None, kind: str, message: str) -> BadRequestError:
+    message = message.removeprefix("Value error, ")
+    if param is None:
+        return BadRequestError(f"Invalid request: {message}.", param=_quoted_name(message))
+    if kind == "extra_forbidden":
+        return BadRequestError(f"Unrecognized request argument: `{param}`.", param=param, code="unknown_parameter")
+    if kind == "missing":
+        return BadRequestError(f"Missing required parameter: `{param}`.", param, "missing_required_parameter")
+    code = "unsupported_parameter" if "not supported" in message else "invalid_value"
+    return BadRequestError(f"Invalid value for `{param}`: {message}.", param=param, code=code)
+
+
+def _quoted_name(message: str) -> str | None:
+    """The first name in backquotes: rules over several fields name the offender so."""
+    return message.split("`")[1] if message.count("`") >= 2 else None
+
+
+def _out_of_range(error: ValidationError, renamed: Mapping[str, str]) -> BadRequestError:
+    detail = error.errors(include_url=False, include_input=False)[0]
+    name = str(detail["loc"][0])
+    return _bad_field(renamed.get(name, name), detail["type"], detail["msg"])

@@ -1,0 +1,50 @@
+"""The command's own part: messages, exit statuses, JSON. What it starts is in test_serve.py."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from gateway.cli import app
+
+ROOT = Path(__file__).parent.parent.parent
+ECHO = str(ROOT / "configs" / "echo.yaml")
+
+
+def test_check_summarises() -> None:
+    result = CliRunner().invoke(app, ["check", ECHO])
+    assert (result.exit_code, result.stdout) == (0, "echo: echo echo, 1 replica(s)\n")
+
+
+def test_check_prints_one_json_document() -> None:
+    result = CliRunner().invoke(app, ["check", ECHO, "--json"])
+    assert json.loads(result.stdout)["models"][0]["kind"] == "echo"
+
+
+@pytest.mark.parametrize("command", ["check", "serve"])
+def test_a_bad_configuration_is_a_line_and_a_status(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "fleet.yaml"
+    path.write_text("speed: fast")
+    result = CliRunner().invoke(app, [command, str(path)])
+    assert result.exit_code == 1
+    assert "speed: Extra inputs are not permitted" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_taken_port_is_said_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = CliRunner().invoke(app, ["serve", ECHO, "--port", str(taken.getsockname()[1])])
+    assert result.exit_code == 1
+    assert "Cannot listen on 127.0.0.1" in result.stderr
+
+
+def test_chat_without_a_gateway_is_a_line() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        result = CliRunner().invoke(app, ["chat", "--url", f"http://127.0.0.1:{unused.getsockname()[1]}"])
+    assert result.exit_code == 1
+    assert "cannot be reached" in result.stderr

@@ -1,0 +1,146 @@
+"""Configurations: what is written is checked, and every file in configs/ is a Serve config of ours."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from engines.config import EchoEngineConfig, LocalEngineConfig, RemoteEngineConfig
+from engines.echo import EchoEngine
+from engines.local import LocalEngine
+from engines.remote import RemoteEngine
+from gateway.checks import check_file
+from gateway.config import GatewayConfig
+from gateway.engine_factory import make_engine
+from gateway.errors import ConfigError
+from gateway.fleet import config_hash
+from gateway.serve_file import load_serve_file
+from tests.gateway.fakes import CARD, config
+
+ROOT = Path(__file__).parent.parent.parent
+HEAD = "applications:\n- import_path: gateway.app:build_app\n  args:\n    models:\n"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
+def test_every_config_loads_and_passes_its_checks(path: Path) -> None:
+    file = load_serve_file(path)
+    assert len(check_file(file)) == len(file.application.args.models)
+
+
+def _file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "fleet.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("applications: [", "not YAML"),
+        ("- 1", "the whole file"),
+        ("applications: []", "applications"),
+        (
+            HEAD + "    - {name: a, engine: {kind: echo}, colour: red}",
+            "models.0.colour: Extra inputs are not permitted",
+        ),
+        (HEAD + "    - {name: a, engine: {kind: magic}}", "models.0.engine"),
+        (HEAD + "    - {name: a, engine: {kind: echo, max_model_len: 1}}", "models.0.engine.echo.max_model_len"),
+        (HEAD + "    - {name: 'a b', engine: {kind: echo}}", "models.0.name"),
+        (HEAD + "    - {name: a, engine: {kind: echo}}\n    - {name: a, engine: {kind: echo}}", "more than once"),
+        ("speed: fast\n" + HEAD + "    - {name: a, engine: {kind: echo}}", "speed"),
+    ],
+)
+def test_a_mistake_is_one_readable_line(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_serve_file(_file(tmp_path, text))
+    assert words in caught.value.message
+    assert str(tmp_path / "fleet.yaml") in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_missing_file_is_one_readable_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"No such file or directory\.$"):
+        load_serve_file(tmp_path / "none.yaml")
+
+
+def _local(folder: Path, more: str = "") -> str:
+    return HEAD + f"    - {{name: a, engine: {{kind: local, model: {folder}{more}}}, actor: {{num_cpus: 0.1}}}}"
+
+
+def _model(tmp_path: Path, config_json: str = '{"model_type": "llama"}') -> Path:
+    (tmp_path / "config.json").write_text(config_json)
+    (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (_local(Path("/no/such/folder")), "a: There is no folder"),
+        (HEAD + "    - {name: a, engine: {kind: echo}, actor: {num_cpus: 9999}}", "reserves 10000 CPUs"),
+        (HEAD + "    - {name: a, engine: {kind: echo}, actor: {num_cpus: 0, num_gpus: 99}}", "reserves 99 GPUs"),
+        (
+            HEAD + "    - {name: a, engine: {kind: remote, base_url: http://x/v1, model: m, api_key_env: NO_SUCH_KEY}}",
+            "NO_SUCH_KEY is not set",
+        ),
+    ],
+)
+def test_what_this_machine_cannot_serve_is_said_first(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_file(load_serve_file(_file(tmp_path, text)))
+    assert words in caught.value.message
+
+
+def test_a_folder_without_a_usable_model_is_named(tmp_path: Path) -> None:
+    file = _file(tmp_path, _local(tmp_path))
+    with pytest.raises(ConfigError, match=r"has no config\.json"):
+        check_file(load_serve_file(file))
+    (tmp_path / "config.json").write_text("{broken")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        check_file(load_serve_file(file))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(ConfigError, match="has no weights"):
+        check_file(load_serve_file(file))
+    _model(tmp_path, '{"model_type": "t5"}')
+    with pytest.raises(ConfigError, match="t5"):
+        check_file(load_serve_file(file))
+
+
+def test_a_model_that_cannot_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
+    text = _local(_model(tmp_path), f", kv_cache_bytes: {2**50}")
+    with pytest.raises(ConfigError, match=r"need 1048576\.0 GiB, but this machine has [\d.]+ GiB"):
+        check_file(load_serve_file(_file(tmp_path, text)))
+
+
+def test_a_model_that_fits_is_summarised(tmp_path: Path) -> None:
+    (summary,) = check_file(load_serve_file(_file(tmp_path, _local(_model(tmp_path)))))
+    assert summary.as_dict() == {
+        "name": "a",
+        "kind": "local",
+        "source": str(tmp_path),
+        "num_replicas": 1,
+        "weight_bytes": 1000,
+    }
+
+
+def test_configs_are_frozen() -> None:
+    with pytest.raises(ValidationError):
+        config().log_level = "debug"  # type: ignore[misc]
+
+
+def test_make_engine_makes_each_kind() -> None:
+    assert isinstance(make_engine(EchoEngineConfig()), EchoEngine)
+    assert isinstance(make_engine(RemoteEngineConfig(base_url="http://x/v1", model="m")), RemoteEngine)
+    assert isinstance(make_engine(LocalEngineConfig(model="m")), LocalEngine)
+
+
+def test_the_hash_names_configuration_and_engines() -> None:
+    plain = config_hash(config(), [CARD])
+    assert plain == config_hash(GatewayConfig.model_validate(config().model_dump()), [CARD])
+    others = [
+        config_hash(config(), []),
+        config_hash(config(log_level="debug"), [CARD]),
+        config_hash(config("b"), [CARD]),
+    ]
+    assert len({plain, *others}) == 4
+    assert len(plain) == 16
