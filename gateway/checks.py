@@ -1,0 +1,115 @@
+"""What can be known about a configuration before anything is loaded: files, architectures, memory, CPUs, GPUs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from engines.config import EchoEngineConfig, LocalEngineConfig, RemoteEngineConfig
+from engines.errors import ModelLoadError
+from gateway.config import GatewayConfig, ModelConfig
+from gateway.errors import ConfigError
+from gateway.serve_file import ServeFile
+
+_GIB = 2**30
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSummary:
+    """One served model in a line. `weight_bytes` is what its files hold, 0 where there are none here."""
+
+    name: str
+    kind: str
+    source: str
+    num_replicas: int
+    weight_bytes: int
+
+    def text(self) -> str:
+        size = f", {self.weight_bytes / 1e6:,.0f} MB of weights" if self.weight_bytes else ""
+        return f"{self.name}: {self.kind} {self.source}{size}, {self.num_replicas} replica(s)"
+
+    def as_dict(self) -> dict[str, str | int]:
+        return asdict(self)
+
+
+def check_file(file: ServeFile) -> list[ModelSummary]:
+    """A summary of each model. Raises ConfigError naming the first that cannot be served on this machine."""
+    config = file.application.args
+    summaries = [_check_model(model) for model in config.models]
+    _check_memory(config, summaries)
+    _check_reservations(config)
+    return summaries
+
+
+def _check_model(model: ModelConfig) -> ModelSummary:
+    engine = model.engine
+    weight_bytes = 0
+    match engine:
+        case LocalEngineConfig():
+            source, weight_bytes = _check_local(model.name, engine)
+        case RemoteEngineConfig():
+            source = f"{engine.model} at {engine.base_url}"
+            if engine.api_key_env is not None and engine.api_key_env not in os.environ:
+                raise ConfigError(f"{model.name}: the environment variable {engine.api_key_env} is not set.")
+        case EchoEngineConfig():
+            source = engine.model
+    return ModelSummary(model.name, engine.kind, source, model.num_replicas, weight_bytes)
+
+
+def _check_local(name: str, engine: LocalEngineConfig) -> tuple[str, int]:
+    """Where the model is and how large its weights are, in bytes. A hub id is left to the engine."""
+    from transformers import AutoConfig
+
+    from engines.loading import check_servable, resolve_device, resolve_source  # torch takes seconds to import
+
+    try:
+        resolve_device(engine.device)
+        folder = Path(resolve_source(engine.model))
+        if not folder.is_dir():
+            return engine.model, 0
+        if not (folder / "config.json").is_file():
+            raise ModelLoadError(f"{folder} has no config.json.")
+        check_servable(AutoConfig.from_pretrained(folder))
+    except ModelLoadError as error:
+        raise ConfigError(f"{name}: {error.message}") from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{name}: {folder}/config.json cannot be used: {str(error).splitlines()[0]}") from error
+    weight_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if weight_bytes == 0:
+        raise ConfigError(f"{name}: {folder} has no weights (*.safetensors).")
+    return str(folder), weight_bytes
+
+
+def _check_memory(config: GatewayConfig, summaries: Sequence[ModelSummary]) -> None:
+    """Weights and KV of engines without a GPU against the whole memory; engines check what is free when they load."""
+    needed = 0
+    for model, summary in zip(config.models, summaries, strict=True):
+        if isinstance(model.engine, LocalEngineConfig) and model.actor.num_gpus == 0:
+            needed += model.num_replicas * (summary.weight_bytes + (model.engine.kv_cache_bytes or 0))
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > total:
+        sizes = f"{needed / _GIB:.1f} GiB, but this machine has {total / _GIB:.1f} GiB"
+        raise ConfigError(f"The models' weights and KV caches need {sizes}.")
+
+
+def _check_reservations(config: GatewayConfig) -> None:
+    """Serve waits forever for CPUs and GPUs that Ray does not have."""
+    parts = [(model.actor, model.num_replicas) for model in config.models]
+    parts.append((config.ingress.actor, config.ingress.num_replicas))
+    cpus = sum(actor.num_cpus * count for actor, count in parts)
+    gpus = sum(actor.num_gpus * count for actor, count in parts)
+    num_cpus = os.cpu_count() or 1
+    if cpus > num_cpus:
+        raise ConfigError(
+            f"The configuration reserves {cpus:g} CPUs, this machine has {num_cpus}; lower actor.num_cpus."
+        )
+    if gpus > 0 and gpus > _num_gpus():
+        raise ConfigError(f"The configuration reserves {gpus:g} GPUs, but this machine has {_num_gpus()}.")
+
+
+def _num_gpus() -> int:
+    import torch
+
+    return torch.cuda.device_count()

@@ -1,0 +1,127 @@
+"""The `outrider` command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from gateway.errors import ConfigError, DeployError
+from gateway.serve_file import HttpOptions, ServeFile, load_serve_file
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A gateway for self-hosted language models.",
+)
+_console = Console(highlight=False, soft_wrap=True)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ConfigPath = Annotated[Path, typer.Argument(help="a Serve config whose application is gateway.app:build_app")]
+
+
+@app.command()
+def check(
+    config: ConfigPath, as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False
+) -> None:
+    """Check a configuration as far as that is possible without loading models."""
+    from gateway.checks import check_file
+
+    try:
+        summary = check_file(load_serve_file(config))
+    except ConfigError as error:
+        _fail(error.message)
+    if as_json:
+        typer.echo(json.dumps({"config": str(config), "models": [line.as_dict() for line in summary]}))
+        return
+    for line in summary:
+        _console.print(line.text())
+
+
+@app.command()
+def serve(
+    config: ConfigPath,
+    host: Annotated[str | None, typer.Option(help="address to listen on; overrides the file's")] = None,
+    port: Annotated[int | None, typer.Option(help="port to listen on; overrides the file's")] = None,
+    logs: Annotated[bool, typer.Option(help="show the logs of all processes")] = False,
+) -> None:
+    """Start the gateway and its engines on this machine, in the foreground, after checking the configuration."""
+    from gateway.checks import check_file
+    from gateway.cluster import running
+
+    _interrupt_on_signals()
+    is_ready = False
+    try:
+        file = _with_address(load_serve_file(config), host, port)
+        for line in check_file(file):
+            _console.print(line.text())
+        _console.print("Starting Ray and loading the models; this can take a minute ...")
+        with running(file, logs) as url:
+            is_ready = True
+            _console.print(_ready_line(url, file.application.args.models[0].name))
+            threading.Event().wait()
+    except (ConfigError, DeployError) as error:
+        _fail(error.message)
+    except KeyboardInterrupt:
+        _console.print("Stopped." if is_ready else "Stopped before it was ready.")
+        raise typer.Exit(0 if is_ready else 130) from None
+
+
+@app.command()
+def chat(
+    url: Annotated[str, typer.Option(help="the gateway's address")] = "http://127.0.0.1:8000",
+    model: Annotated[str | None, typer.Option(help="the model; the gateway's first if not given")] = None,
+    system: Annotated[str | None, typer.Option(help="a system message")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="limit of one answer; the context's if not given")
+    ] = None,
+) -> None:
+    """Talk to a running gateway. Ctrl-C stops the answer, Ctrl-D ends the conversation."""
+    from gateway.chat import Chat, ChatError
+
+    try:
+        with Chat(url, model, temperature, max_tokens) as conversation:
+            conversation.run(_console, system)
+    except ChatError as error:
+        _fail(error.message)
+
+
+def main() -> None:
+    """The entry point of the `outrider` script."""
+    app()
+
+
+def _fail(message: str) -> None:
+    _errors.print(message, style="red", markup=False)
+    raise typer.Exit(1)
+
+
+def _interrupt_on_signals() -> None:
+    """Turn the first Ctrl-C or SIGTERM into a KeyboardInterrupt, and let nothing interrupt the stopping."""
+
+    def interrupt(*_: object) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        _console.print("Stopping ...")
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+
+
+def _with_address(file: ServeFile, host: str | None, port: int | None) -> ServeFile:
+    given = {"host": host, "port": port}
+    options = file.http_options.model_dump() | {key: value for key, value in given.items() if value is not None}
+    return file.model_copy(update={"http_options": HttpOptions.model_validate(options)})
+
+
+def _ready_line(url: str, model: str) -> str:
+    body = json.dumps({"model": model, "stream": True, "messages": [{"role": "user", "content": "What does len do?"}]})
+    return f"Ready at {url}  Try: curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'"
