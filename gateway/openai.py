@@ -283,7 +283,7 @@ def _render(path: Sequence[int | str]) -> str | None:
 
 
 def _bad_field(param: str | None, kind: str, message: str) -> BadRequestError:
-    message = message.removeprefix("Value error, ")
+    message = message.removeprefix("Value error, ").replace("Tuple should", "The list should")
     if param is None:
         return BadRequestError(f"Invalid request: {message}.", param=_quoted_name(message))
     if kind == "extra_forbidden":

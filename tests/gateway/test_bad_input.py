@@ -283,3 +283,10 @@ async def test_a_model_that_is_not_up_yet_is_503() -> None:
             answer = await http.post(CHAT, json=chat(model="late"))
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
     assert "The peer is away." in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("messages", [[], "hi", None, 5])
+async def test_messages_of_refusals_speak_of_json_not_of_python(messages: object) -> None:
+    async with client() as http:
+        _, error = await _refusal(http, chat() | {"messages": messages})
+    assert "tuple" not in (error["message"] or "").lower()
