@@ -24,7 +24,7 @@ from benchmarks.engine_systems import Outrider, System, Timing, TransformersCont
 from benchmarks.environment import describe
 from benchmarks.random_model import SHAPES, materialize
 
-_console = Console(stderr=True)
+_console = Console(stderr=True, width=140)
 _CACHE = Path.home() / ".cache" / "outrider" / "benchmarks"
 
 
