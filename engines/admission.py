@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from engines.errors import ContextLengthError, InvalidRequestError, KVCapacityError, UnsupportedParameterError
 from engines.types import GenerateRequest, TokenPrompt
 
+# Bounded, since a priority is worth waiting time: at most so many levels can be put before an ordinary request.
+MAX_PRIORITY = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -32,6 +35,8 @@ def check_request(request: GenerateRequest, limits: Limits) -> tuple[int, ...]:
         raise InvalidRequestError("The prompt is empty; at least one token is needed.", "prompt")
     if not 1 <= request.n <= limits.max_num_seqs:
         raise InvalidRequestError(f"n is {request.n}; it must be between 1 and {limits.max_num_seqs}.", "n")
+    if abs(request.priority) > MAX_PRIORITY:
+        raise InvalidRequestError(f"priority must be between -{MAX_PRIORITY} and {MAX_PRIORITY}.", "priority")
     sampling = request.sampling
     _check_vocabulary("prompt", token_ids, limits.vocab_size)
     _check_vocabulary("logit_bias", sampling.logit_bias, limits.vocab_size)

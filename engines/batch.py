@@ -22,7 +22,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class RaggedBatch:
-    """Tensors are on the model's device; the `_cpu` lists and the maxima spare the backends a synchronisation.
+    """Tensors are on the model's device; the `_cpu` lists spare the backends a synchronisation.
 
     A slot is block_id * block_size + offset. `block_table` rows are padded with 0 beyond a sequence's own blocks.
     """
@@ -41,14 +41,6 @@ class RaggedBatch:
     @property
     def num_seqs(self) -> int:
         return len(self.q_lens_cpu)
-
-    @property
-    def max_q_len(self) -> int:
-        return max(self.q_lens_cpu)
-
-    @property
-    def max_kv_len(self) -> int:
-        return max(self.kv_lens_cpu)
 
 
 @dataclass(frozen=True, slots=True)

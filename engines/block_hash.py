@@ -20,7 +20,7 @@ def root_hash(model: str, adapter: str = "", salt: str = "") -> BlockHash:
     """h_0. The parts are length-prefixed, so that no two triples read alike."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
     for part in (model, adapter, salt):
-        encoded = part.encode()
+        encoded = part.encode(errors="surrogatepass")
         digest.update(len(encoded).to_bytes(8, "little") + encoded)
     return digest.digest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -11,7 +12,9 @@ from engines.config import LocalEngineConfig
 from engines.errors import MemoryBudgetError, ModelLoadError
 
 _DEFAULT_CPU_KV_BYTES = 1 << 30
-_GIB = 1 << 30
+_MIB = 1 << 20
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +49,11 @@ def plan_capacity(
     if num_blocks < 1 or held < wanted:
         needed = -(-max(wanted, 1) // config.block_size) * bytes_per_block
         raise MemoryBudgetError(
-            f"The KV cache may take {budget / _GIB:.3g} GiB ({held} tokens), but one sequence of {max(wanted, 1)} "
-            f"tokens takes {needed / _GIB:.3g} GiB. Raise kv_cache_bytes or memory_fraction, or lower max_model_len."
+            f"The KV cache may take {budget / _MIB:,.2f} MiB ({held} tokens), but one sequence of {max(wanted, 1)} "
+            f"tokens takes {needed / _MIB:,.2f} MiB. Raise kv_cache_bytes or memory_fraction, or lower max_model_len."
         )
+    if config.max_model_len is None and max_position is not None and wanted < max_position:
+        _log.warning("the KV cache holds %d tokens, so max_model_len is that instead of %d", wanted, max_position)
     return Capacity(num_blocks, wanted, num_blocks * bytes_per_block)
 
 
@@ -64,7 +69,7 @@ def _kv_budget(config: LocalEngineConfig, activation_bytes: int, device: torch.d
         budget = min(_DEFAULT_CPU_KV_BYTES, free // 2) if config.kv_cache_bytes is None else config.kv_cache_bytes
     if budget > free:
         raise MemoryBudgetError(
-            f"The KV cache is to take {budget / _GIB:.3g} GiB, but {device} has {max(free, 0) / _GIB:.3g} GiB free."
+            f"The KV cache is to take {budget / _MIB:,.2f} MiB, but {device} has {max(free, 0) / _MIB:,.2f} MiB free."
         )
     return max(budget, 0)
 

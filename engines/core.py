@@ -112,11 +112,12 @@ class EngineCore:
         token_ids = check_request(request, self._settings.limits)
         seed = request.sampling.seed
         seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
-        state = self._requests[key] = _Request(request)
+        state = _Request(request)
         # One level of priority is worth so many seconds of waiting: an order that starves nobody.
         order = (arrival_s + request.priority * self._settings.priority_step_s, key)
         first = self._sequence(key, state, 0, choice_seed(request_seed(seed), 0), order, token_ids)
         first.num_pending_forks = request.n - 1
+        self._requests[key] = state
         self._count.prompt_tokens += len(token_ids)
         self._scheduler.add(first)
 
@@ -221,7 +222,15 @@ class EngineCore:
             return {}
         assert self._drafter is not None
         proposed = self._drafter.propose(wanted)
-        return {request.seq_id: drafts for request, drafts in zip(wanted, proposed, strict=True)}
+        return {
+            request.seq_id: self._usable(drafts[: request.num_drafts])
+            for request, drafts in zip(wanted, proposed, strict=True)
+        }
+
+    def _usable(self, drafts: tuple[int, ...]) -> tuple[int, ...]:
+        """The drafts before the first that is no token, which a drafter with a padded vocabulary may guess."""
+        vocabulary = range(self._settings.limits.vocab_size)
+        return tuple(itertools.takewhile(vocabulary.__contains__, drafts))
 
     def _sample(self, logits: Tensor, shares: SequenceOf[Share]) -> list[SampledToken]:
         rows = [row for share in shares for row in share.sample_rows()]

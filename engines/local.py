@@ -9,23 +9,25 @@ generate() -- Add(key, request) -->  inbox  --> core.add
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import queue
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from engines.admission import Limits, check_request
 from engines.config import LocalEngineConfig
 from engines.core import EngineCore
-from engines.errors import EngineDeadError, EngineOverloadedError
+from engines.errors import EngineDeadError, EngineError, EngineOverloadedError
 from engines.mailbox import Mailbox
 from engines.types import Delta, EngineStats, GenerateRequest, ModelCard
 
 _log = logging.getLogger(__name__)
+
+_EXIT_WAIT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,15 +72,23 @@ class LocalEngine:
         self._ready: asyncio.Future[LoadedEngine] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dead: EngineDeadError | None = None
+        self._is_orphaned = False  # the event loop was closed before the engine; touched on the loop thread only
 
     async def start(self) -> ModelCard:
-        """Load the model and start the loop thread. Raises ModelLoadError."""
+        """Load the model and start the loop thread. Raises ModelLoadError, EngineDeadError after `close`."""
         if self._ready is None:
+            self._check_alive()
             self._loop = asyncio.get_running_loop()
             self._ready = self._loop.create_future()
+            # Whoever waited may be gone when loading fails; check_health still tells.
+            self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
             self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
             self._thread.start()
-        return (await asyncio.shield(self._ready)).card
+            # At exit the interpreter must not be taken apart under a thread that is inside torch.
+            weakref.finalize(self, _end_thread, self._inbox, self._thread)
+        loaded = await asyncio.shield(self._ready)
+        self._check_alive()
+        return loaded.card
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[tuple[Delta, ...], None]:
         """See Engine.generate."""
@@ -115,11 +125,16 @@ class LocalEngine:
             await asyncio.to_thread(self._thread.join)
 
     async def _loaded(self) -> LoadedEngine:
-        if self._dead is not None:
-            raise EngineDeadError(self._dead.message) from self._dead
+        self._check_alive()
         if self._ready is None:
             raise EngineDeadError("The engine has not been started.")
-        return await asyncio.shield(self._ready)
+        loaded = await asyncio.shield(self._ready)
+        self._check_alive()  # it may have been closed meanwhile
+        return loaded
+
+    def _check_alive(self) -> None:
+        if self._dead is not None:
+            raise EngineDeadError(self._dead.message) from self._dead
 
     def _die(self, error: EngineDeadError) -> None:
         """On the asyncio side: end every stream."""
@@ -144,7 +159,7 @@ class LocalEngine:
             return
         self._post(self._set_ready, loaded)
         try:
-            while self._receive(loaded.core):
+            while self._receive(loaded.core) and not self._is_orphaned:
                 news = loaded.core.step() if loaded.core.has_work else []
                 self._post(self._deliver, news, loaded.core.stats())
         except Exception as error:  # noqa: BLE001 - the thread's border: logged, and every stream ends with it
@@ -165,9 +180,23 @@ class LocalEngine:
             if isinstance(message, _Abort):
                 core.abort(message.key)
             else:
-                core.add(message.key, message.request, message.arrival_s)
+                self._add(core, message)
             if self._inbox.empty():
                 return True
+
+    def _add(self, core: EngineCore, message: _Add) -> None:
+        try:
+            core.add(message.key, message.request, message.arrival_s)
+        except Exception as error:  # noqa: BLE001 - a request's border: one that cannot be added must not end the others
+            known = error if isinstance(error, EngineError) else EngineError(f"Cannot add the request: {error}")
+            if known is not error:
+                _log.exception("a request could not be added")
+            self._post(self._refuse, message.key, known)
+
+    def _refuse(self, key: int, error: EngineError) -> None:
+        mailbox = self._mailboxes.get(key)
+        if mailbox is not None:
+            mailbox.fail(error)
 
     def _set_ready(self, loaded: LoadedEngine) -> None:
         assert self._ready is not None
@@ -181,10 +210,17 @@ class LocalEngine:
             self._ready.set_exception(error)
 
     def _post(self, call: Callable[..., None], *args: object) -> None:
-        """Run `call` on the asyncio side; what comes after its event loop has closed has no reader left."""
+        """Run `call` on the asyncio side. Once its event loop is closed nobody reads any more, and the thread ends."""
         assert self._loop is not None
-        with contextlib.suppress(RuntimeError):
+        try:
             self._loop.call_soon_threadsafe(call, *args)
+        except RuntimeError:
+            self._is_orphaned = True
+
+
+def _end_thread(inbox: queue.SimpleQueue[_Add | _Abort | _Stop], thread: threading.Thread) -> None:
+    inbox.put(_Stop())
+    thread.join(_EXIT_WAIT_S)
 
 
 def _load_engine(config: LocalEngineConfig) -> LoadedEngine:

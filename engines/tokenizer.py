@@ -8,13 +8,16 @@ much came before.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
-from jinja2 import TemplateError  # transformers lets its template engine's errors pass
+from jinja2 import TemplateError, TemplateSyntaxError  # transformers lets its template engine's errors pass
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
@@ -22,11 +25,13 @@ from engines.errors import InvalidRequestError, ModelLoadError
 from engines.types import ChatMessage
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# Newer than the oldest transformers that engines run with.
+_CAN_SANITIZE = "sanitize_control_tokens" in inspect.signature(PreTrainedTokenizerFast.apply_chat_template).parameters
 _PROBE = "Hello, world! It's a probe: 12 + 34.\n\tnaïve 漢字 🙂 ¿qué?  two spaces"
 
 
 class Tokenizer:
-    """A tokenizer as engines and gateway need it. `Tokenizer.load` is the way to one; `len` is the vocabulary size.
+    """A tokenizer as engines and gateway need it, made by `Tokenizer.load`; `len` is one more than its highest id.
 
     Raises ModelLoadError if the tokenizer's decoder cannot be reproduced token by token.
     """
@@ -35,6 +40,8 @@ class Tokenizer:
         self._hf = hf_tokenizer
         own_eos = [] if hf_tokenizer.eos_token_id is None else [hf_tokenizer.eos_token_id]
         self.eos_token_ids: frozenset[int] = frozenset([*eos_token_ids, *own_eos])
+        # Ids may have gaps, and the highest are often the ones that end a text.
+        self._num_ids = max(hf_tokenizer.get_vocab().values(), default=-1) + 1
         added = hf_tokenizer.added_tokens_decoder
         self.special_token_ids: frozenset[int] = frozenset(i for i, token in added.items() if token.special)
         # The decoder's own description is the only place that tells how tokens become text.
@@ -45,6 +52,8 @@ class Tokenizer:
         self._anchor = () if self._is_byte_level else self._find_anchor()
         self._bytes: dict[int, bytes] = {}
         self._check_decoding()
+        if self.has_chat_template:
+            self._check_template()
 
     @classmethod
     def load(cls, model: str, revision: str | None = None) -> Tokenizer:
@@ -62,7 +71,7 @@ class Tokenizer:
         return cls(hf_tokenizer, eos_token_ids)
 
     def __len__(self) -> int:
-        return len(self._hf)
+        return self._num_ids
 
     @property
     def has_chat_template(self) -> bool:
@@ -86,17 +95,31 @@ class Tokenizer:
         """
         if not self.has_chat_template:
             raise InvalidRequestError("This model has no chat template; use the completions endpoint.", "messages")
-        conversation = [
-            {"role": message.role, "content": message.content}
-            | ({} if message.name is None else {"name": message.name})
-            for message in messages
-        ]
+        token_ids = self._render([_turn(message) for message in messages])
+        nameless = [replace(message, name=None) for message in messages]
+        if nameless != list(messages) and self._render([_turn(message) for message in nameless]) == token_ids:
+            raise InvalidRequestError("This model's chat template has no place for a message's name.", "messages")
+        return token_ids
+
+    def _render(self, conversation: list[dict[str, str]]) -> tuple[int, ...]:
+        # What a user types must not read as a turn's beginning or end.
+        safe: Any = {"sanitize_control_tokens": True} if _CAN_SANITIZE else {}
         try:
-            token_ids = self._hf.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False)
+            token_ids = self._hf.apply_chat_template(
+                conversation, add_generation_prompt=True, return_dict=False, **safe
+            )
         # Templates are programs: besides raise_exception() they stumble over roles and lengths they did not expect.
         except (TemplateError, TypeError, ValueError, LookupError) as error:
             raise InvalidRequestError(f"The chat template rejects the messages: {error}", "messages") from error
         return tuple(token_ids)
+
+    def _check_template(self) -> None:
+        """Raise ModelLoadError for a template that is no template; one that only rejects this conversation is fine."""
+        try:
+            self._render([{"role": "user", "content": "a"}])
+        except InvalidRequestError as error:
+            if isinstance(error.__cause__, TemplateSyntaxError):
+                raise ModelLoadError(f"The chat template cannot be read: {error.__cause__}") from error
 
     def token_text(self, token_id: int) -> str:
         """The token as OpenAI's logprobs show it: a special token's name, else its own text, broken bytes replaced."""
@@ -188,6 +211,11 @@ class IncrementalDetokenizer:
                 texts.append(REPLACEMENT * (error.end - error.start if self._tokenizer.has_byte_fallback else 1))
                 data = data[error.end :]
         return "".join(texts)
+
+
+def _turn(message: ChatMessage) -> dict[str, str]:
+    named = {} if message.name is None else {"name": message.name}
+    return {"role": message.role, "content": message.content} | named
 
 
 @cache

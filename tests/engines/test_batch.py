@@ -19,7 +19,7 @@ def test_chunk_decode_and_verify_in_one_batch() -> None:
     assert batch.kv_lens.tolist() == [7, 5, 5]
     assert batch.block_table.tolist() == [[5, 2], [7, 1], [0, 4]]
     assert batch.logit_rows.tolist() == [4, 5, 6, 7]
-    assert (batch.num_seqs, batch.max_q_len, batch.max_kv_len) == (3, 4, 7)
+    assert (batch.num_seqs, batch.q_lens_cpu, batch.kv_lens_cpu) == (3, (4, 1, 3), (7, 5, 5))
 
 
 def test_forking_choices_get_copies_of_the_last_row() -> None:

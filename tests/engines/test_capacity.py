@@ -46,5 +46,5 @@ def test_less_than_one_block_is_refused() -> None:
 
 
 def test_more_than_there_is_is_refused_with_both_numbers() -> None:
-    with pytest.raises(MemoryBudgetError, match=r"take 1.05e\+06 GiB, but cpu has .* GiB free"):
+    with pytest.raises(MemoryBudgetError, match=r"take 1,073,741,824.00 MiB, but cpu has .* MiB free"):
         plan(kv_cache_bytes=1 << 50)

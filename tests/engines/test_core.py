@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -226,6 +227,8 @@ def test_aborting_frees_the_blocks_at_once() -> None:
         (make_request([1], stop_token_ids=(-1,)), InvalidRequestError, "stop_token_ids"),
         (make_request([1], min_tokens=13), InvalidRequestError, "min_tokens"),
         (make_request([1], stop=("",)), InvalidRequestError, "stop string is empty"),
+        (replace(make_request([1]), priority=10**400), InvalidRequestError, "priority must be between -1000 and 1000"),
+        (replace(make_request([1]), priority=-1001), InvalidRequestError, "priority"),
         (GenerateRequest("r", TextPrompt("a"), SamplingParams(max_tokens=1)), InvalidRequestError, "token ids"),
     ],
 )
@@ -289,6 +292,38 @@ def test_drafts_right_or_wrong_never_change_the_output(
     assert stats.num_accepted_tokens == sum(verdict.num_accepted for verdict in drafter.verdicts)
     assert not drafter.live, "state of ended sequences is dropped"
     assert_whole(core)
+
+
+class CarelessDrafter(ScriptedDrafter):
+    """Drafts more than it was asked for, and ids that are no tokens."""
+
+    def _drafts(self, request: DraftRequest) -> tuple[int, ...]:
+        right = expected_tokens(list(request.token_ids), self._params, self._seed, VOCAB)[:1]
+        return (*right, VOCAB, -1, *range(20)) if request.seq_id % 2 else (*right, *range(20))
+
+
+def test_too_many_drafts_and_drafts_that_are_no_tokens_are_harmless() -> None:
+    core = make_core(drafter=CarelessDrafter(3, 1))
+    for key in range(4):
+        core.add(key, make_request([1, 2, key]), arrival_s=0.0)
+    deltas = run(core)
+    params = SamplingParams(max_tokens=12, temperature=0.0)
+    assert all(tokens(deltas[key, 0]) == expected_tokens([1, 2, key], params, 0, VOCAB) for key in range(4))
+    assert core.stats().num_accepted_tokens > 0
+
+
+def test_priority_comes_first_but_waiting_counts() -> None:
+    core = make_core(max_num_seqs=1)
+    for key, (priority, arrival_s) in enumerate([(0, 0.0), (0, 1.0), (-1, 2.0), (1, -100.0)]):
+        core.add(key, replace(make_request([1, key]), priority=priority), arrival_s)
+    ended = [key for (key, _), deltas in run(core).items() if deltas[-1].finish_reason]
+    assert ended == [3, 2, 0, 1], "one level is worth 30 seconds of waiting"
+
+
+def test_a_salt_may_be_any_string() -> None:
+    core = make_core()
+    core.add(0, make_request([1], salt="\ud800"), arrival_s=0.0)
+    assert len(tokens(run(core)[0, 0])) == 12
 
 
 def test_accepted_drafts_save_steps() -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +18,7 @@ import torch
 
 from engines.build import load_engine
 from engines.config import LocalEngineConfig
-from engines.errors import EngineDeadError, EngineOverloadedError, InvalidRequestError, ModelLoadError
+from engines.errors import EngineDeadError, EngineError, EngineOverloadedError, InvalidRequestError, ModelLoadError
 from engines.local import LoadedEngine, LocalEngine
 from engines.protocol import Engine
 from engines.tokenizer import Tokenizer
@@ -165,6 +169,83 @@ async def test_a_budget_that_cannot_serve_is_refused_at_load(checkpoint: Path) -
     with pytest.raises(ModelLoadError, match=r"max_num_batched_tokens \(64\) is below max_num_seqs \(65\)"):
         await engine.start()
     await engine.close()
+
+
+async def test_a_request_that_cannot_be_added_ends_alone(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def load(config: LocalEngineConfig) -> LoadedEngine:
+        loaded = load_engine(config)
+        core: Any = loaded.core
+        add = core.add
+
+        def choosy(key: int, request: GenerateRequest, arrival_s: float) -> None:
+            if request.sampling.seed == 13:
+                raise OverflowError("unlucky")
+            add(key, request, arrival_s)
+
+        core.add = choosy
+        return loaded
+
+    engine = LocalEngine(make_config(checkpoint), load)
+    await engine.start()
+    other = asyncio.create_task(collect(engine, request(100)))
+    with caplog.at_level(logging.CRITICAL), pytest.raises(EngineError, match="unlucky"):
+        await anext(engine.generate(request(seed=13)))
+    assert len((await other).choices[0].token_ids) == 100
+    await engine.check_health()
+    await engine.close()
+
+
+class TestClosing:
+    """`close` at every moment of an engine's life."""
+
+    def slow_load(self, config: LocalEngineConfig) -> LoadedEngine:
+        time.sleep(0.2)
+        return load_engine(config)
+
+    async def test_while_it_loads(self, checkpoint: Path) -> None:
+        engine = LocalEngine(make_config(checkpoint), self.slow_load)
+        waiting = [asyncio.create_task(engine.start()), asyncio.create_task(engine.check_health())]
+        await asyncio.sleep(0.02)
+        waiting.append(asyncio.create_task(collect(engine, request())))
+        await asyncio.sleep(0.02)
+        await engine.close()
+        async with asyncio.timeout(5):
+            outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [EngineDeadError] * 3
+
+    async def test_before_it_starts(self, checkpoint: Path) -> None:
+        engine = LocalEngine(make_config(checkpoint))
+        await engine.close()
+        with pytest.raises(EngineDeadError):
+            await engine.start()
+        assert not any(thread.name == "engine-loop" for thread in threading.enumerate())
+
+    async def test_a_failed_load_nobody_waits_for_is_no_stray_exception(self, tmp_path: Path) -> None:
+        engine = LocalEngine(make_config(tmp_path / "nothing"))
+        start = asyncio.create_task(engine.start())
+        await asyncio.sleep(0)
+        start.cancel()
+        stray: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
+        await asyncio.sleep(0.5)
+        await engine.close()
+        del engine, start
+        gc.collect()
+        assert stray == []
+
+    def test_never_in_a_process_that_ends_in_the_middle_of_a_step(self, checkpoint: Path) -> None:
+        script = f"""
+import asyncio
+from engines.local import LocalEngine
+from tests.engines.test_local import Path, make_config, request
+async def main():
+    engine = LocalEngine(make_config(Path({str(checkpoint)!r})))
+    await engine.start()
+    await anext(engine.generate(request(400)))
+asyncio.run(main())
+"""
+        answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
+        assert (answer.returncode, answer.stderr.count("terminate called")) == (0, 0), answer.stderr
 
 
 async def test_text_is_refused_since_token_ids_travel(engine: LocalEngine) -> None:
