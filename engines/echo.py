@@ -25,6 +25,7 @@ from engines.mailbox import Mailbox
 from engines.text_stream import TextStream
 from engines.tokenizer import Tokenizer
 from engines.types import (
+    IMPOSSIBLE_LOGPROB,
     Delta,
     EngineStats,
     FinishReason,
@@ -35,8 +36,6 @@ from engines.types import (
     TopLogprob,
     Usage,
 )
-
-IMPOSSIBLE_LOGPROB = -9999.0  # what OpenAI's API shows for a probability of zero; JSON has no -inf
 
 
 class EchoEngine:

@@ -7,7 +7,7 @@ from collections.abc import Sequence as SequenceOf
 from engines.sampler import SampledToken, TokenLogprobIds
 from engines.sequence import Sequence
 from engines.tokenizer import Tokenizer
-from engines.types import Delta, FinishReason, TokenLogprob, TopLogprob, Usage
+from engines.types import IMPOSSIBLE_LOGPROB, Delta, FinishReason, TokenLogprob, TopLogprob, Usage
 
 
 def absorb(sequence: Sequence, sampled: SequenceOf[SampledToken], tokenizer: Tokenizer) -> tuple[list[int], Delta]:
@@ -66,7 +66,7 @@ def _logprob(token_id: int, ids: TokenLogprobIds | None, tokenizer: Tokenizer) -
     def described(candidate: int, logprob: float) -> TopLogprob:
         return TopLogprob(
             token=tokenizer.token_text(candidate),
-            logprob=logprob,
+            logprob=logprob if logprob > IMPOSSIBLE_LOGPROB else IMPOSSIBLE_LOGPROB,
             token_id=candidate,
             token_bytes=tokenizer.token_bytes(candidate),
         )

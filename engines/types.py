@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 FinishReason = Literal["stop", "length", "abort"]
 PromptKind = Literal["tokens", "text", "chat"]
 
+IMPOSSIBLE_LOGPROB = -9999.0  # what OpenAI's API shows for a probability of zero; JSON has no -inf
+
 
 class SamplingParams(BaseModel):
     """How to choose tokens and when to stop. Ranges as in OpenAI's and vLLM's APIs; else ValidationError."""

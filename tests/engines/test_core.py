@@ -201,6 +201,23 @@ def test_logprobs_have_an_entry_for_each_token() -> None:
         assert all(len(entry.top) == 3 for entry in delta.logprobs)
 
 
+def test_a_probability_of_zero_has_a_finite_logprob() -> None:
+    core = make_core()
+    runner: Any = core._runner
+    forward = runner.forward
+
+    def pruned(batch: Any) -> torch.Tensor:
+        logits = forward(batch)
+        logits[:, 1:] = float("-inf")
+        return logits
+
+    runner.forward = pruned
+    core.add(0, make_request([1, 2], logprobs=3, max_tokens=1), arrival_s=0.0)
+    (delta,) = run(core)[0, 0]
+    assert delta.logprobs is not None
+    assert [entry.logprob for entry in delta.logprobs[0].top] == [0.0, -9999.0, -9999.0]
+
+
 def test_aborting_frees_the_blocks_at_once() -> None:
     core = make_core(max_num_seqs=4)
     core.add(0, make_request(list(range(20)), n=3), arrival_s=0.0)
