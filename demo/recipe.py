@@ -79,7 +79,7 @@ class Recipe(BaseModel):
     }
     schedules: dict[ModelName, Schedule] = {
         "target": Schedule(num_steps=3800, peak_lr=2e-3),
-        "mid": Schedule(num_steps=1040, peak_lr=3e-3),
+        "mid": Schedule(num_steps=1900, peak_lr=3e-3),
         "draft": Schedule(num_steps=1900, peak_lr=4e-3),
     }
     distillation: Distillation = Distillation()
