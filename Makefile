@@ -4,6 +4,7 @@
 #
 # PORT=9000               another port for `make run`
 # CONFIG=configs/x.yaml   another fleet
+# LOGS=1                  show the logs of all processes under `make run`
 # PYTHON=/path/python     another interpreter, 3.11 or 3.12
 # TORCH_INDEX=https://download.pytorch.org/whl/cpu
 #     an index beside pip's own that is asked for packages too. On Linux the torch of PyPI brings CUDA along (some GB);
@@ -20,7 +21,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --disable-pip-version-check -c constr
 .PHONY: run test lint types clean
 
 run: $(VENV)/runtime.stamp
-	@exec $(BIN)/outrider serve $(CONFIG) --port $(PORT)
+	@exec $(BIN)/outrider serve $(CONFIG) --port $(PORT) $(if $(LOGS),--logs)
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -q -m "not gpu and not bench" $(PYTEST_ARGS)

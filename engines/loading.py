@@ -110,7 +110,7 @@ def resolve_source(model: str) -> str:
     Relative folders are looked up in the working directory, then beside the engines package. Raises ModelLoadError for
     what can only be a path and does not exist.
     """
-    roots = (Path.cwd(), Path(engines.__file__).resolve().parent.parent)
+    roots = dict.fromkeys((Path.cwd(), Path(engines.__file__).resolve().parent.parent))
     for folder in (root / Path(model).expanduser() for root in roots):
         if folder.is_dir():
             return str(folder)

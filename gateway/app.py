@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -71,5 +72,7 @@ def _engine_deployment(model: ModelConfig, config: GatewayConfig) -> Application
 
 
 def deployment_name(model: str) -> str:
-    """A name that Serve's URLs and file names can hold."""
-    return "engine-" + re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    """A name that Serve's URLs and file names can hold, no two models' the same."""
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", model)
+    suffix = "" if plain == model else "-" + hashlib.sha256(model.encode()).hexdigest()[:8]
+    return f"engine-{plain}{suffix}"

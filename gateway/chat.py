@@ -14,6 +14,7 @@ import httpx
 from rich.console import Console
 
 JsonObject = dict[str, Any]  # the protocol's own objects, as json reads them
+_STRANGE = "The answer is not one of OpenAI's API. Is this the address of a gateway?"
 
 
 class ChatError(Exception):
@@ -51,7 +52,10 @@ class Chat:
     ) -> None:
         # Long silences are the model's, a dead peer shows when connecting.
         timeout = httpx.Timeout(600.0, connect=5.0)
-        self._client = httpx.Client(base_url=url, timeout=timeout, transport=transport)
+        try:
+            self._client = httpx.Client(base_url=_root(url), timeout=timeout, transport=transport)
+        except httpx.InvalidURL as error:
+            raise ChatError(f"{url!r} is no address: {error}") from error
         self._options = {"temperature": temperature, "max_tokens": max_tokens}
         self.messages: list[dict[str, str]] = []
         self.model = model or self._first_model()
@@ -120,10 +124,13 @@ class Chat:
         with self._reaching():
             response = self._client.get("/v1/models")
             _raise_for_error(response)
-        models = response.json()["data"]
+        models = _object(response.text).get("data")
         if not models:
             raise ChatError("The gateway has no model ready yet.")
-        return str(models[0]["id"])
+        try:
+            return str(models[0]["id"])
+        except (LookupError, TypeError) as error:
+            raise ChatError(_STRANGE) from error
 
     @contextlib.contextmanager
     def _reaching(self) -> Iterator[None]:
@@ -131,6 +138,21 @@ class Chat:
             yield
         except httpx.HTTPError as error:
             raise ChatError(f"The gateway at {self._client.base_url} cannot be reached: {error}") from error
+
+
+def _root(url: str) -> str:
+    """The address without the /v1 that OpenAI's clients want in theirs."""
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _object(text: str) -> JsonObject:
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise ChatError(_STRANGE) from error
+    if not isinstance(value, dict):
+        raise ChatError(_STRANGE)
+    return value
 
 
 def _gathered(chunks: Iterator[JsonObject], answer: Answer) -> Iterator[str]:
@@ -150,17 +172,34 @@ def _gathered(chunks: Iterator[JsonObject], answer: Answer) -> Iterator[str]:
 
 
 def _chunks(response: httpx.Response) -> Iterator[JsonObject]:
+    """The events' objects. Raises ChatError at an error event, and if the answer has no events at all."""
+    num_events = 0
     for line in response.iter_lines():
-        if line.startswith("data: ") and line != "data: [DONE]":
-            chunk = json.loads(line.removeprefix("data: "))
+        if not line.startswith("data: "):
+            continue
+        num_events += 1
+        if line != "data: [DONE]":
+            chunk = _object(line.removeprefix("data: "))
             if "error" in chunk:
-                raise ChatError(chunk["error"]["message"])
+                raise ChatError(_message_of(chunk))
             yield chunk
+    if not num_events:
+        raise ChatError(_STRANGE)
+
+
+def _message_of(body: JsonObject) -> str:
+    try:
+        return str(body["error"]["message"])
+    except (LookupError, TypeError) as error:
+        raise ChatError(_STRANGE) from error
 
 
 def _text_of(chunk: JsonObject) -> str:
-    choices = chunk["choices"]
-    return str(choices[0]["delta"].get("content") or "") if choices else ""
+    choices = chunk.get("choices")
+    try:
+        return str(choices[0]["delta"].get("content") or "") if choices else ""
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ChatError(_STRANGE) from error
 
 
 def _completion_tokens(chunk: JsonObject) -> int | None:
@@ -173,7 +212,7 @@ def _raise_for_error(response: httpx.Response) -> None:
         return
     response.read()
     try:
-        message = str(response.json()["error"]["message"])
-    except (ValueError, LookupError, TypeError):
+        message = _message_of(_object(response.text))
+    except ChatError:
         message = f"The gateway answered {response.status_code}."
     raise ChatError(message)

@@ -14,6 +14,10 @@ from gateway.errors import ConfigError
 from gateway.serve_file import ServeFile
 
 _GIB = 2**30
+# What an engine on CPU takes unless told otherwise, at most.
+_DEFAULT_KV_BYTES = _GIB
+# tokenizer.json, or what transformers can make one from; without any it makes up an empty vocabulary.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ def _check_local(name: str, engine: LocalEngineConfig) -> tuple[str, int]:
     weight_bytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     if weight_bytes == 0:
         raise ConfigError(f"{name}: {folder} has no weights (*.safetensors).")
+    if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+        raise ConfigError(f"{name}: {folder} has no tokenizer (tokenizer.json).")
     return str(folder), weight_bytes
 
 
@@ -87,7 +93,7 @@ def _check_memory(config: GatewayConfig, summaries: Sequence[ModelSummary]) -> N
     needed = 0
     for model, summary in zip(config.models, summaries, strict=True):
         if isinstance(model.engine, LocalEngineConfig) and model.actor.num_gpus == 0:
-            needed += model.num_replicas * (summary.weight_bytes + (model.engine.kv_cache_bytes or 0))
+            needed += model.num_replicas * (summary.weight_bytes + (model.engine.kv_cache_bytes or _DEFAULT_KV_BYTES))
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > total:
         sizes = f"{needed / _GIB:.1f} GiB, but this machine has {total / _GIB:.1f} GiB"

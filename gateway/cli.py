@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from gateway.errors import ConfigError, DeployError
-from gateway.serve_file import HttpOptions, ServeFile, load_serve_file
+from gateway.serve_file import load_serve_file
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,7 +48,7 @@ def check(
 def serve(
     config: ConfigPath,
     host: Annotated[str | None, typer.Option(help="address to listen on; overrides the file's")] = None,
-    port: Annotated[int | None, typer.Option(help="port to listen on; overrides the file's")] = None,
+    port: Annotated[int | None, typer.Option(min=1, max=65535, help="port to listen on; overrides the file's")] = None,
     logs: Annotated[bool, typer.Option(help="show the logs of all processes")] = False,
 ) -> None:
     """Start the gateway and its engines on this machine, in the foreground, after checking the configuration."""
@@ -58,13 +58,14 @@ def serve(
     _interrupt_on_signals()
     is_ready = False
     try:
-        file = _with_address(load_serve_file(config), host, port)
+        file = load_serve_file(config).at(host, port)
         for line in check_file(file):
             _console.print(line.text())
         _console.print("Starting Ray and loading the models; this can take a minute ...")
-        with running(file, logs) as url:
+        with running(file, logs) as gateway:
             is_ready = True
-            _console.print(_ready_line(url, file.application.args.models[0].name))
+            _console.print(f"Logs, until it stops: {gateway.log_folder} (--logs shows them here)")
+            _console.print(_ready_line(gateway.url, file.application.args.models[0].name))
             threading.Event().wait()
     except (ConfigError, DeployError) as error:
         _fail(error.message)
@@ -75,7 +76,7 @@ def serve(
 
 @app.command()
 def chat(
-    url: Annotated[str, typer.Option(help="the gateway's address")] = "http://127.0.0.1:8000",
+    url: Annotated[str, typer.Option(help="the gateway's address, with or without /v1")] = "http://127.0.0.1:8000",
     model: Annotated[str | None, typer.Option(help="the model; the gateway's first if not given")] = None,
     system: Annotated[str | None, typer.Option(help="a system message")] = None,
     temperature: Annotated[float, typer.Option(min=0.0, max=2.0)] = 0.7,
@@ -114,12 +115,6 @@ def _interrupt_on_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
-
-
-def _with_address(file: ServeFile, host: str | None, port: int | None) -> ServeFile:
-    given = {"host": host, "port": port}
-    options = file.http_options.model_dump() | {key: value for key, value in given.items() if value is not None}
-    return file.model_copy(update={"http_options": HttpOptions.model_validate(options)})
 
 
 def _ready_line(url: str, model: str) -> str:

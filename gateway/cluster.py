@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
@@ -23,11 +24,27 @@ from gateway.serve_file import ServeFile
 # The line in which a traceback ends.
 _ERROR_LINE = re.compile(r"^(?:\w+\.)*\w+(?:Error|Exception): (.+)$", re.MULTILINE)
 _POLL_S = 0.25
+# Serve's template opens HAProxy's statistics to the network. Every reload runs the command again, on a new file.
+_HAPROXY_SCRIPT = r"""#!/bin/sh
+before=
+for argument; do
+    [ "$before" != -f ] || sed -i -E 's/^([[:space:]]*bind )\*?:([0-9]+)$/\1127.0.0.1:\2/' "$argument" || exit 1
+    before=$argument
+done
+exec {binary} -dS "$@"
+"""
+
+
+class Running(NamedTuple):
+    """Where the gateway listens, and the folder of its processes' logs, which goes when it does."""
+
+    url: str
+    log_folder: Path
 
 
 @contextlib.contextmanager
-def running(file: ServeFile, logs: bool) -> Iterator[str]:
-    """The application of `file`, up and ready, at the yielded URL; all of it is gone afterwards.
+def running(file: ServeFile, logs: bool) -> Iterator[Running]:
+    """The application of `file`, up and ready; all of it is gone afterwards.
 
     Modifies os.environ before Ray is imported, so it must be the first to do so. Raises DeployError.
     """
@@ -37,14 +54,14 @@ def running(file: ServeFile, logs: bool) -> Iterator[str]:
     os.environ.update(_environment(scratch) | os.environ)
     try:
         with _ray(scratch, logs):
-            yield _deploy(file)
+            yield Running(_deploy(file), scratch / "ray" / "session_latest" / "logs")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _environment(scratch: Path) -> dict[str, str]:
     """Defaults of the variables that Ray and Serve read at import; what the user has set wins."""
-    haproxy = _haproxy_without_splicing(scratch)
+    haproxy = _haproxy_command(scratch)
     return {
         "RAY_USAGE_STATS_ENABLED": "0",
         # Some of Ray's own ports listen on all addresses; without its token, whoever reaches them can run code here.
@@ -64,8 +81,8 @@ def _environment(scratch: Path) -> dict[str, str]:
     }
 
 
-def _haproxy_without_splicing(scratch: Path) -> Path | None:
-    """A command that runs HAProxy with -dS; None if there is no HAProxy here.
+def _haproxy_command(scratch: Path) -> Path | None:
+    """A command that runs HAProxy with -dS and no port open to the network but the gateway's; None without HAProxy.
 
     Serve's template turns on splice(), and then HAProxy 2.8 does not notice a client that leaves before the answer
     begins, if its request came in two packets (as httpx and so OpenAI's client send it): the sequence would run on.
@@ -77,7 +94,7 @@ def _haproxy_without_splicing(scratch: Path) -> Path | None:
     except (ImportError, FileNotFoundError):
         return None
     script = scratch / "haproxy"
-    script.write_text(f'#!/bin/sh\nexec {shlex.quote(binary)} -dS "$@"\n')
+    script.write_text(_HAPROXY_SCRIPT.replace("{binary}", shlex.quote(binary)))
     script.chmod(0o700)
     return script
 
@@ -107,6 +124,7 @@ def _ray(scratch: Path, logs: bool) -> Iterator[None]:
 def _deploy(file: ServeFile) -> str:
     from ray import serve
     from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
 
     from gateway.app import build_app
 
@@ -116,8 +134,9 @@ def _deploy(file: ServeFile) -> str:
     try:
         serve.start(proxy_location=file.proxy_location, http_options=http.model_dump())
         serve.run(build_app(app.args.model_dump()), name=app.name, route_prefix=app.route_prefix)
-    except (RuntimeError, RayError) as error:
-        raise DeployError(_replica_error(app.name) or _last_error_in(str(error)) or str(error)) from error
+    except (RuntimeError, ValueError, RayError, RayServeException) as error:
+        reason = _replica_error(app.name) or _last_error_in(str(error)) or " ".join(str(error).split())
+        raise DeployError(reason) from error
     url = f"http://{http.host}:{http.port}{app.route_prefix.rstrip('/')}"
     _wait_until_ready(url)
     return url

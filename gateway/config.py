@@ -40,6 +40,7 @@ class HttpConfig(_Config):
     """Limits at the door."""
 
     max_body_bytes: int = Field(default=8 * 2**20, ge=1, description="larger bodies get 413")
+    body_timeout_s: float = Field(default=30.0, gt=0.0, description="time for a body to arrive; then 408")
     max_n: int = Field(default=16, ge=1, description="choices per prompt")
     max_prompts: int = Field(default=64, ge=1, description="prompts in one /v1/completions request")
     max_concurrent_requests: int = Field(default=1024, ge=1, description="per ingress replica; more get 429")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import re
 import uuid
 from collections.abc import Callable, Iterator
+from http import HTTPStatus
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -65,13 +68,24 @@ class Slots:
             self._taken -= 1
 
 
-async def read_body(request: Request, limit_bytes: int) -> bytes:
-    """The whole body. Raises BodyTooLargeError as soon as it is known to be longer, announced or not."""
+async def read_body(request: Request, limit_bytes: int, limit_s: float) -> bytes:
+    """The whole body. Raises BodyTooLargeError as soon as it is known to be longer, announced or not; HTTPException 408
+    if it is not here after `limit_s` seconds."""
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal():
         raise BadRequestError("The Content-Length header is not a number.")
     if int(announced) > limit_bytes:
         raise BodyTooLargeError(limit_bytes)
+    try:
+        async with asyncio.timeout(limit_s):
+            return await _read(request, limit_bytes)
+    except TimeoutError as error:
+        text = f"The request body did not arrive within {limit_s:g} seconds."
+        # What is left of the body may still come: it must not be taken for the next request.
+        raise HTTPException(HTTPStatus.REQUEST_TIMEOUT, text, {"connection": "close"}) from error
+
+
+async def _read(request: Request, limit_bytes: int) -> bytes:
     body = bytearray()
     async for part in request.stream():
         body += part

@@ -51,7 +51,7 @@ class UnknownModelError(BadRequestError):
     """No model of that name is served here."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model `{model}` does not exist here; GET /v1/models lists those that do.", param="model")
+        super().__init__(f"The model `{model[:100]}` does not exist here; GET /v1/models lists those that do.", param="model")
 
 
 class BodyTooLargeError(GatewayError):

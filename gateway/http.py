@@ -140,7 +140,7 @@ async def _answer_error(_: Request, error: Exception) -> Response:
 
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:
-    """Routing's own refusals: unknown path, wrong method."""
+    """HTTP's own refusals: unknown path, wrong method, slow body."""
     assert isinstance(error, HTTPException)
     answer = ErrorAnswer(error.status_code, str(error.detail), "invalid_request_error")
     return JSONResponse(answer.body(), answer.status, error.headers)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from engines.errors import EngineError
@@ -44,18 +45,28 @@ class Ingress:
         self._slots = Slots(limits.max_concurrent_requests)
 
     async def serve(self, http: Request, request_class: type[GenerationRequest]) -> Response:
-        """The answer to a POST. Raises GatewayError or EngineError, nothing else."""
+        """The answer to a POST. Raises GatewayError, EngineError, or HTTPException 408 for a body that is too slow."""
         trace = Trace(self._metrics, self._log.bind(request_id=http.state.request_id, config=self._fleet.config_hash))
         # Whatever is taken is given back, in reverse order; a stream takes it all along.
         async with AsyncExitStack() as resources:
             resources.callback(trace.finish, CLIENT_LEFT)
             try:
+                body = await read_body(http, self._limits.max_body_bytes, self._limits.body_timeout_s)
+                # Not before: a client that sends slowly must not keep the others out.
                 resources.enter_context(self._slots.take())
-                request = parse(request_class, await read_body(http, self._limits.max_body_bytes))
-                async with cancelled_on_disconnect(http.receive):
-                    return await self._answer(request, trace, resources)
+                request = parse(request_class, body)
+                async with cancelled_on_disconnect(http.receive) as client:
+                    answer = await self._answer(request, trace, resources)
+                if not client.happened:
+                    if isinstance(answer, EventStream):
+                        # Only here, after the last await: whatever cancels before closes the resources.
+                        answer.hold(resources.pop_all())
+                    return answer
             except ClientDisconnect:
                 pass
+            except HTTPException as error:
+                trace.finish(error.status_code, error.detail)
+                raise
             except Exception as error:  # the border: what is not ours is a bug, logged and told as such
                 known = self._known(error)
                 trace.finish(describe(known).status, known.message)
@@ -74,7 +85,7 @@ class Ingress:
         if request.stream:
             # Errors before the first item still have a status of their own.
             first = await anext(items)
-            return EventStream(self._events(first, items, form, request, trace), resources.pop_all())
+            return EventStream(self._events(first, items, form, request, trace))
         choices = joined([delta async for item in items for delta in item])
         body = form.whole(choices, usage_body(trace.usages(), request.num_choices))
         trace.finish(200)

@@ -13,10 +13,13 @@ from typing import Annotated, ClassVar, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from engines.types import SamplingParams
-from gateway.errors import BadRequestError
+from gateway.errors import BadRequestError, UnknownModelError
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 JsonValue = object
+# Characters of a caller's own words that a message repeats.
+_MAX_ECHO = 100
+_MAX_MODEL_NAME = 128  # gateway.config's limit, so that no model has a longer one
 
 
 def only(*neutral: JsonValue) -> BeforeValidator:
@@ -37,6 +40,20 @@ def _not_empty(value: str) -> str:
     return value
 
 
+def _model_name(value: str) -> str:
+    if len(value) > _MAX_MODEL_NAME:
+        raise UnknownModelError(_shortened(value))
+    return value
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "..."
+
+
+# Far above any vocabulary and any context, far below what would fill an error message.
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Count = Annotated[int, Field(lt=2**31)]
+ModelName = Annotated[str, AfterValidator(_model_name)]
 Stop = Annotated[str, AfterValidator(_not_empty)]
 Refused = Annotated[JsonValue, only()]
 
@@ -78,10 +95,10 @@ class _GenerationRequest(_Model):
 
     prompt_field: ClassVar[str]
 
-    model: str
+    model: ModelName
     frequency_penalty: float | None = None
-    logit_bias: dict[int, float] | None = None
-    max_tokens: int | None = None
+    logit_bias: dict[TokenId, float] | None = None
+    max_tokens: Count | None = None
     n: int | None = Field(default=None, ge=1)
     presence_penalty: float | None = None
     seed: int | None = None
@@ -95,10 +112,10 @@ class _GenerationRequest(_Model):
     top_k: int | None = Field(default=None, description="0 or -1 keeps all")
     min_p: float | None = None
     repetition_penalty: float | None = None
-    stop_token_ids: tuple[int, ...] | None = None
+    stop_token_ids: tuple[TokenId, ...] | None = None
     ignore_eos: bool | None = None
-    min_tokens: int | None = None
-    priority: int | None = Field(default=None, description="smaller runs first")
+    min_tokens: Count | None = None
+    priority: int | None = Field(default=None, ge=-1000, le=1000, description="smaller runs first")
     cache_salt: str | None = Field(default=None, max_length=512, description="separates prefix caches")
 
     @model_validator(mode="after")
@@ -157,7 +174,7 @@ class ChatCompletionRequest(_GenerationRequest):
     messages: tuple[Message, ...] = Field(min_length=1)
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    max_completion_tokens: int | None = None
+    max_completion_tokens: Count | None = None
     metadata: dict[str, str] | None = Field(default=None, max_length=16, description="returned and logged")
     safety_identifier: str | None = Field(default=None, max_length=512, description="the newer name of `user`")
     service_tier: Literal["auto", "default"] | None = None
@@ -208,7 +225,7 @@ class CompletionRequest(_GenerationRequest):
 
     prompt_field: ClassVar[str] = "prompt"
 
-    prompt: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...]
+    prompt: str | tuple[str, ...] | tuple[TokenId, ...] | tuple[tuple[TokenId, ...], ...]
     best_of: int | None = Field(default=None, ge=1, description="no more than `n`: nothing is drawn to be thrown away")
     echo: bool | None = None
     logprobs: int | None = None
@@ -260,7 +277,9 @@ def _explain(error: ValidationError, body: bytes) -> BadRequestError:
     raw = json.loads(body)
     # A union reports every member's failure; the one that got deepest into the input is the one that was meant.
     paths = [_path(detail["loc"], raw, missing=detail["type"] == "missing") for detail in details]
-    best = max(range(len(paths)), key=[len(path) for path in paths].__getitem__)
+    # Of the equally deep, one that liked the type was meant.
+    ranks = [(len(path), not detail["type"].endswith("_type")) for path, detail in zip(paths, details, strict=True)]
+    best = ranks.index(max(ranks))
     return _bad_field(_render(paths[best]), details[best]["type"], details[best]["msg"])
 
 
@@ -278,7 +297,7 @@ def _path(loc: Sequence[int | str], raw: JsonValue, missing: bool) -> list[int |
 
 
 def _render(path: Sequence[int | str]) -> str | None:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_shortened(part)}" for part in path)
     return text.lstrip(".") or None
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -16,8 +18,8 @@ class HttpOptions(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    host: str = "127.0.0.1"
-    port: int = Field(default=8000, ge=0, le=65535)
+    host: str = Field(default="127.0.0.1", pattern=r"^[A-Za-z0-9._:-]+$")
+    port: int = Field(default=8000, ge=1, le=65535)
 
 
 class ServeApplication(BaseModel):
@@ -25,9 +27,9 @@ class ServeApplication(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = "outrider"
-    route_prefix: str = "/"
-    import_path: str = Field(pattern=r"^gateway\.app:build_app$")
+    name: str = Field(default="outrider", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)
+    route_prefix: str = Field(default="/", pattern=r"^/([A-Za-z0-9._~-]+(/[A-Za-z0-9._~-]+)*)?$")
+    import_path: Literal["gateway.app:build_app"]
     args: GatewayConfig
 
 
@@ -36,13 +38,22 @@ class ServeFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    proxy_location: str = "HeadOnly"
+    proxy_location: Literal["HeadOnly", "EveryNode"] = "HeadOnly"
     http_options: HttpOptions = HttpOptions()
     applications: tuple[ServeApplication, ...] = Field(min_length=1, max_length=1)
 
     @property
     def application(self) -> ServeApplication:
         return self.applications[0]
+
+    def at(self, host: str | None, port: int | None) -> Self:
+        """The same file with another address where one is given. Raises ConfigError."""
+        given = {"host": host, "port": port}
+        options = self.http_options.model_dump() | {key: value for key, value in given.items() if value is not None}
+        try:
+            return self.model_copy(update={"http_options": HttpOptions.model_validate(options)})
+        except ValidationError as error:
+            raise ConfigError("\n".join(_mistakes(error))) from error
 
 
 def load_serve_file(path: Path) -> ServeFile:
@@ -64,10 +75,16 @@ def _mistakes(error: ValidationError) -> list[str]:
     details = error.errors()
     places = [detail["loc"] for detail in details]
     return [
-        f"{_place(detail['loc'])}: {detail['msg']}"
+        f"{_place(detail['loc'])}: {_plain(detail['msg'])}"
         for detail in details
         if not any(place != detail["loc"] and place[: len(detail["loc"])] == detail["loc"] for place in places)
     ]
+
+
+def _plain(message: str) -> str:
+    """pydantic's message in YAML's words instead of Python's."""
+    message = re.sub(r" or (?:an )?instance of \w+", "", message.removeprefix("Value error, "))
+    return message.replace("Tuple", "The list").replace("tuple", "list").replace("dictionary", "mapping")
 
 
 def _place(loc: tuple[int | str, ...]) -> str:

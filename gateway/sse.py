@@ -26,18 +26,22 @@ def error_event(answer: ErrorAnswer) -> bytes:
 
 
 class EventStream(Response):
-    """A 200 whose body is `events`, written as they come. When they end or the client leaves, `resources` are closed.
+    """A 200 whose body is `events`, written as they come. When they end or the client leaves, what it holds is closed.
 
     Starlette's own StreamingResponse notices a lost client only when it writes, and a prefill writes nothing.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], resources: AsyncExitStack) -> None:
+    def __init__(self, events: AsyncGenerator[bytes, None]) -> None:
         # Proxies must pass events on at once.
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
+        self._resources = AsyncExitStack()
+
+    def hold(self, resources: AsyncExitStack) -> None:
+        """Take over `resources`, to be closed after the events."""
         self._resources = resources
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

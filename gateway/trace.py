@@ -62,7 +62,7 @@ class Trace:
         self._metrics.requests_inc(self._model or "", status)
         if self._model is not None:
             self._metrics.in_flight_add(self._model, -1)
-            self._metrics.tokens_add(self._model, self._num_prompt_tokens, self._num_tokens)
+            self._metrics.tokens_add(self._model, self._num_prompt_tokens if status == 200 else 0, self._num_tokens)
             self._metrics.observe_e2e(self._model, elapsed_s)
         self._log.info(
             "request",

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class ServeProcess:
-    """Starts the command with these GatewayConfig arguments and waits until it is ready or has ended."""
+    """Starts the command with these GatewayConfig arguments and waits, if told, until it is ready or has ended."""
 
-    def __init__(self, folder: Path, args: dict[str, object], wait_s: float = 120.0) -> None:
+    def __init__(self, folder: Path, args: dict[str, object], wait_s: float = 120.0, until_ready: bool = True) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -35,7 +35,8 @@ class ServeProcess:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        self._wait(wait_s)
+        if until_ready:
+            self._wait(wait_s)
 
     @property
     def output(self) -> str:

@@ -84,6 +84,11 @@ async def test_what_is_not_a_json_object(body: bytes) -> None:
         ({"user": "a", "safety_identifier": "b"}, "safety_identifier"),
         ({"metadata": {"a": 1}}, "metadata.a"),
         ({"unheard_of": 1}, "unheard_of"),
+        ({"priority": 1001}, "priority"),
+        ({"priority": -1001}, "priority"),
+        ({"max_tokens": 2**31}, "max_tokens"),
+        ({"min_tokens": 2**31}, "min_tokens"),
+        ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
     ],
     ids=str,
 )
@@ -138,7 +143,7 @@ async def test_an_unknown_model_is_404(path: str) -> None:
     ("path", "body", "param", "numbers"),
     [
         (CHAT, chat(max_tokens=250), "messages", ("256", "270", "20", "250")),
-        (CHAT, chat(max_tokens=10**30), "messages", ("256", str(10**30))),
+        (CHAT, chat(max_tokens=10**9), "messages", ("256", str(10**9))),
         (CHAT, chat(messages=[{"role": "user", "content": "x" * 300}], max_tokens=None), "messages", ("256", "318")),
         (TEXT, completion(prompt="x" * 256), "prompt", ("256", "260")),
     ],
@@ -290,3 +295,53 @@ async def test_messages_of_refusals_speak_of_json_not_of_python(messages: object
     async with client() as http:
         _, error = await _refusal(http, chat() | {"messages": messages})
     assert "tuple" not in (error["message"] or "").lower()
+
+
+_LONG = 10**400
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        (CHAT, chat(model="m" * 3000), 404),
+        (TEXT, completion(model="m" * 3000), 404),
+        (CHAT, chat(**{"u" * 3000: 1}), 400),
+        (CHAT, chat(metadata={"u" * 3000: 1}), 400),
+        (CHAT, chat(logit_bias={"u" * 3000: 1}), 400),
+        (CHAT, chat(logit_bias={"9" * 400: 1}), 400),
+        (CHAT, chat(stop_token_ids=[_LONG]), 400),
+        (CHAT, chat(max_tokens=_LONG), 400),
+        (CHAT, chat(min_tokens=_LONG), 400),
+        (CHAT, chat(max_tokens=None, max_completion_tokens=_LONG), 400),
+        (TEXT, completion(prompt=[_LONG]), 400),
+        (TEXT, completion(prompt=[[_LONG]]), 400),
+    ],
+    ids=str,
+)
+async def test_long_values_are_not_repeated_in_full(path: str, body: dict[str, object], status: int) -> None:
+    async with client() as http:
+        answer = await http.post(path, json=body)
+    assert answer.status_code == status
+    assert len(answer.text) < 450
+
+
+async def test_a_token_id_out_of_range_is_not_taken_for_text() -> None:
+    async with client() as http:
+        _, error = await _refusal(http, completion(prompt=[1, 2**31]), TEXT)
+    assert error["param"] == "prompt[1]"
+    assert "less than" in (error["message"] or "")
+
+
+async def test_refused_prompts_are_not_counted() -> None:
+    async with client() as http:
+        await http.post(CHAT, json=chat(max_tokens=250))
+        refused = (await http.get("/metrics")).text
+        served = (await http.post(CHAT, json=chat())).json()["usage"]["prompt_tokens"]
+        after = (await http.get("/metrics")).text
+    assert _prompt_tokens(refused) == 0
+    assert _prompt_tokens(after) == served > 0
+
+
+def _prompt_tokens(metrics: str) -> float:
+    lines = [line for line in metrics.splitlines() if line.startswith("outrider_prompt_tokens_total{")]
+    return sum(float(line.split()[-1]) for line in lines)

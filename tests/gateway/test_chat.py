@@ -28,16 +28,18 @@ class Gateway:
     def __init__(self, *bodies: bytes | httpx.Response) -> None:
         self.bodies = list(bodies)
         self.asked: list[dict[str, object]] = []
+        self.paths: list[str] = []
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.paths.append(request.url.path)
         if request.url.path == "/v1/models":
             return httpx.Response(200, json={"data": [{"id": "first"}, {"id": "second"}]})
         self.asked.append(json.loads(request.content))
         body = self.bodies.pop(0)
         return body if isinstance(body, httpx.Response) else httpx.Response(200, content=body)
 
-    def chat(self, **options: object) -> Chat:
-        return Chat("http://gateway", transport=httpx.MockTransport(self), **options)
+    def chat(self, url: str = "http://gateway", **options: object) -> Chat:
+        return Chat(url, transport=httpx.MockTransport(self), **options)
 
 
 def test_turns_are_remembered_and_the_first_model_is_taken() -> None:
@@ -114,3 +116,33 @@ def test_the_conversation_on_the_terminal(monkeypatch: pytest.MonkeyPatch) -> No
     assert "[Hello]\n(7 tokens" in output.getvalue()
     assert "Gone." in output.getvalue()
     assert gateway.asked[0]["messages"][0] == {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize("prefix", ["", "/llm"])
+@pytest.mark.parametrize("end", ["", "/", "/v1", "/v1/"])
+def test_the_address_may_end_in_v1(prefix: str, end: str) -> None:
+    gateway = Gateway(_sse(_text("a")))
+    with gateway.chat(f"http://gateway{prefix}{end}", model="first") as chat:
+        list(chat.ask("Hi", Answer()))
+    assert gateway.paths == [f"{prefix}/v1/chat/completions"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"<html>", b"", b"data: <html>\n\n", b"data: [1]\n\n", b'data: {"choices": [1]}\n\n', b'data: {"error": 1}\n\n'],
+)
+def test_what_is_no_answer_of_openais_api_is_one_line(body: bytes) -> None:
+    with Gateway(body).chat() as chat, pytest.raises(ChatError, match=r"^The answer is not one of OpenAI's API\..*$"):
+        list(chat.ask("Hi", Answer()))
+
+
+@pytest.mark.parametrize("body", ["<html>", "[]", '{"data": [1]}', '{"data": {"a": 1}}'])
+def test_what_is_no_list_of_models_is_one_line(body: str) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=body))
+    with pytest.raises(ChatError, match=r"^The answer is not one of OpenAI's API\..*$"):
+        Chat("http://gateway", transport=transport)
+
+
+def test_what_is_no_address_is_one_line() -> None:
+    with pytest.raises(ChatError, match="no address"):
+        Chat("http://gateway:port")

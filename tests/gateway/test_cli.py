@@ -42,6 +42,23 @@ def test_a_taken_port_is_said_before_anything_starts() -> None:
     assert "Cannot listen on 127.0.0.1" in result.stderr
 
 
+@pytest.mark.parametrize("port", ["99999", "0", "-1", "http"])
+def test_a_port_that_cannot_be_is_a_usage_error(port: str) -> None:
+    result = CliRunner().invoke(app, ["serve", ECHO, "--port", port])
+    assert result.exit_code == 2
+    assert "--port" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "words"), [("", "host: String"), ("ö", "host: String"), ("no.such.invalid", "Cannot listen")]
+)
+def test_a_host_that_cannot_be_is_a_line(host: str, words: str) -> None:
+    result = CliRunner().invoke(app, ["serve", ECHO, "--host", host])
+    assert result.exit_code == 1
+    assert words in result.stderr
+    assert isinstance(result.exception, SystemExit)
+
+
 def test_chat_without_a_gateway_is_a_line() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))

@@ -19,6 +19,7 @@ from tests.gateway.fakes import CARD, config
 
 ROOT = Path(__file__).parent.parent.parent
 HEAD = "applications:\n- import_path: gateway.app:build_app\n  args:\n    models:\n"
+ECHO = HEAD + "    - {name: a, engine: {kind: echo}}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name)
@@ -48,6 +49,15 @@ def _file(tmp_path: Path, text: str) -> Path:
         (HEAD + "    - {name: 'a b', engine: {kind: echo}}", "models.0.name"),
         (HEAD + "    - {name: a, engine: {kind: echo}}\n    - {name: a, engine: {kind: echo}}", "more than once"),
         ("speed: fast\n" + HEAD + "    - {name: a, engine: {kind: echo}}", "speed"),
+        ("http_options: {port: 0}\n" + ECHO, "http_options.port"),
+        ("http_options: {host: ''}\n" + ECHO, "http_options.host"),
+        ("proxy_location: Foo\n" + ECHO, "proxy_location: Input should be 'HeadOnly' or 'EveryNode'"),
+        ("proxy_location: Disabled\n" + ECHO, "proxy_location"),
+        (ECHO + "\n  name: ''", "applications.0.name"),
+        (ECHO + "\n  name: 'a#b'", "applications.0.name"),
+        (ECHO + "\n  route_prefix: api", "applications.0.route_prefix"),
+        (ECHO + "\n  route_prefix: /api/", "applications.0.route_prefix"),
+        (ECHO.replace("gateway.app", "gateway.door"), "import_path: Input should be 'gateway.app:build_app'"),
     ],
 )
 def test_a_mistake_is_one_readable_line(tmp_path: Path, text: str, words: str) -> None:
@@ -56,6 +66,26 @@ def test_a_mistake_is_one_readable_line(tmp_path: Path, text: str, words: str) -
     assert words in caught.value.message
     assert str(tmp_path / "fleet.yaml") in caught.value.message
     assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("text", ["- 1", "applications: {}", "applications: [3]", "http_options: 3\n" + ECHO, HEAD])
+def test_mistakes_are_told_in_yamls_words(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_serve_file(_file(tmp_path, text))
+    assert not {"instance", "tuple", "dictionary"} & set(caught.value.message.lower().split())
+
+
+def test_prefixes_that_serve_takes_are_taken(tmp_path: Path) -> None:
+    for prefix in ("/", "/api", "/llm/v2"):
+        file = load_serve_file(_file(tmp_path, f"{ECHO}\n  route_prefix: {prefix}"))
+        assert file.application.route_prefix == prefix
+
+
+def test_another_address_keeps_the_rest(tmp_path: Path) -> None:
+    file = load_serve_file(_file(tmp_path, "http_options: {host: localhost, port: 9000}\n" + ECHO))
+    moved = file.at(None, 9001)
+    assert (moved.http_options.host, moved.http_options.port) == ("localhost", 9001)
+    assert moved.application == file.application
 
 
 def test_a_missing_file_is_one_readable_line(tmp_path: Path) -> None:
@@ -70,6 +100,7 @@ def _local(folder: Path, more: str = "") -> str:
 def _model(tmp_path: Path, config_json: str = '{"model_type": "llama"}') -> Path:
     (tmp_path / "config.json").write_text(config_json)
     (tmp_path / "model.safetensors").write_bytes(b"x" * 1000)
+    (tmp_path / "tokenizer.json").write_text("{}")
     return tmp_path
 
 
@@ -101,6 +132,9 @@ def test_a_folder_without_a_usable_model_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match="has no weights"):
         check_file(load_serve_file(file))
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"has no tokenizer \(tokenizer\.json\)"):
+        check_file(load_serve_file(file))
     _model(tmp_path, '{"model_type": "t5"}')
     with pytest.raises(ConfigError, match="t5"):
         check_file(load_serve_file(file))
@@ -110,6 +144,23 @@ def test_a_model_that_cannot_fit_is_refused_with_both_sizes(tmp_path: Path) -> N
     text = _local(_model(tmp_path), f", kv_cache_bytes: {2**50}")
     with pytest.raises(ConfigError, match=r"need 1048576\.0 GiB, but this machine has [\d.]+ GiB"):
         check_file(load_serve_file(_file(tmp_path, text)))
+
+
+def test_an_unset_kv_cache_counts_as_one_gib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = load_serve_file(_file(tmp_path, _local(_model(tmp_path))))
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2**30 + 1000}
+    monkeypatch.setattr("gateway.checks.os.sysconf", pages.__getitem__)
+    check_file(file)
+    pages["SC_PHYS_PAGES"] -= 1
+    with pytest.raises(ConfigError, match=r"need 1\.0 GiB"):
+        check_file(file)
+
+
+def test_a_place_is_named_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ConfigError) as caught:
+        check_file(load_serve_file(_file(tmp_path, _local(Path("./no/such/folder")))))
+    assert caught.value.message.count(str(ROOT)) == 1
 
 
 def test_a_model_that_fits_is_summarised(tmp_path: Path) -> None:

@@ -1,17 +1,29 @@
 """HandleEngine over a handle that fails as Serve's do; EngineServer over an engine that fails as engines do."""
 
 import asyncio
-from collections.abc import AsyncIterator
+import json
+import pickle
+from collections.abc import AsyncGenerator, AsyncIterator
 
+import httpx
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentResponseGenerator
 
-from engines.config import EchoEngineConfig
-from engines.errors import EngineDeadError, EngineError, EngineOverloadedError, InvalidRequestError
-from engines.types import Delta, EngineStats, GenerateRequest, SamplingParams, TokenPrompt
-from gateway.deployments import EngineServer, HandleEngine
+from engines.config import EchoEngineConfig, RemoteEngineConfig
+from engines.echo import EchoEngine
+from engines.errors import (
+    EngineDeadError,
+    EngineError,
+    EngineOverloadedError,
+    InvalidRequestError,
+    ModelLoadError,
+)
+from engines.remote import RemoteEngine
+from engines.types import ChatMessage, ChatPrompt, Delta, EngineStats, GenerateRequest, SamplingParams, TokenPrompt
+from gateway import deployments
+from gateway.deployments import EngineServer, HandleEngine, ReplicaLostError
 from gateway.errors import InternalError
 from tests.gateway.fakes import CARD
 
@@ -51,6 +63,9 @@ class Method:
 class Handle:
     """Answers each call of `generate` with the next response."""
 
+    app_name = "outrider"
+    deployment_name = "engine-fake"
+
     def __init__(self, *responses: object, stats: list[EngineStats] | None = None) -> None:
         self.calls = list(responses)
         self._stats = stats or []
@@ -60,7 +75,7 @@ class Handle:
         return self
 
     def __getattr__(self, name: str) -> Method:
-        assert name in ("generate", "card", "check_health")
+        assert name in ("generate", "card", "ready")
         return Method(self)
 
     def broadcast(self, name: str) -> "Handle":
@@ -96,10 +111,53 @@ async def test_items_pass_through() -> None:
     assert not response.was_cancelled
 
 
-@pytest.mark.parametrize("error", [_died(), _task_error(EngineDeadError("gone")), RayServeException("no replica")])
+@pytest.mark.parametrize("error", [_died(), _task_error(ReplicaLostError("gone")), RayServeException("no replica")])
 async def test_death_before_the_first_item_is_retried_elsewhere(error: Exception) -> None:
     engine = HandleEngine(Handle(Response([error]), Response([ITEM])), retry_delays_s=(0.0,))
     assert await _collect(engine) == [ITEM]
+
+
+async def test_what_stopped_one_engine_is_not_given_to_another() -> None:
+    crash = _task_error(EngineDeadError("The engine loop has crashed: IndexError"))
+    handle = Handle(Response([crash]), Response([ITEM]))
+    with pytest.raises(EngineDeadError, match="loop has crashed"):
+        await _collect(HandleEngine(handle, retry_delays_s=(0.0,)))
+    assert len(handle.calls) == 1
+
+
+async def test_without_a_replica_a_request_fails_soon() -> None:
+    response = Response([None])
+    asked: list[tuple[str, str]] = []
+
+    def has_replica(app: str, deployment: str) -> bool:
+        asked.append((app, deployment))
+        return False
+
+    engine = HandleEngine(Handle(response), (0.0,), replica_wait_s=0.01, has_replica=has_replica)
+    with pytest.raises(EngineDeadError, match="No replica"):
+        await asyncio.wait_for(_collect(engine), 5)
+    assert asked == [("outrider", "engine-fake")]
+    assert response.was_cancelled
+
+
+async def test_a_living_replica_is_waited_for_and_serve_asked_once_for_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(Response):
+        async def __anext__(self) -> object:
+            await asyncio.sleep(0.1)
+            return await super().__anext__()
+
+    num_asked = 0
+
+    def has_replica(*_: str) -> bool:
+        nonlocal num_asked
+        num_asked += 1
+        return True
+
+    monkeypatch.setattr(deployments, "_STATUS_AGE_S", 60.0)
+    handle = Handle(*(Slow([ITEM]) for _ in range(5)))
+    engine = HandleEngine(handle, replica_wait_s=0.01, has_replica=has_replica)
+    assert await asyncio.gather(*(_collect(engine) for _ in range(5))) == [[ITEM]] * 5
+    assert num_asked == 1
 
 
 async def test_retries_end() -> None:
@@ -198,3 +256,85 @@ async def test_closing_a_servers_stream_frees_the_engine() -> None:
     await items.aclose()
     assert (await server.stats()).num_running == 0
     assert (await server.stats()).num_aborted == 1
+
+
+class Crashing(EchoEngine):
+    """Its first request stops it."""
+
+    is_dead = False
+
+    async def check_health(self) -> None:
+        if self.is_dead:
+            raise EngineDeadError("It has crashed.")
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[tuple[Delta, ...], None]:
+        self.is_dead = True
+        raise EngineDeadError("It has crashed.")
+        yield ()
+
+
+async def test_only_a_request_that_came_after_the_crash_may_go_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deployments, "make_engine", Crashing)
+    server = await _server()
+    with pytest.raises(EngineDeadError) as first:
+        await anext(server.generate(REQUEST))
+    with pytest.raises(EngineDeadError) as second:
+        await anext(server.generate(REQUEST))
+    assert not isinstance(first.value, ReplicaLostError)
+    assert isinstance(second.value, ReplicaLostError)
+    assert isinstance(pickle.loads(pickle.dumps(second.value)), ReplicaLostError)
+    with pytest.raises(EngineDeadError):
+        await server.check_health()
+
+
+class Peer(httpx.AsyncBaseTransport):
+    """A server that is away until it is there, and then has these models."""
+
+    def __init__(self) -> None:
+        self.models: list[str] | None = None
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        if self.models is None:
+            raise httpx.ConnectError("refused", request=request)
+        if request.method == "GET":
+            return httpx.Response(200, json={"data": [{"id": model} for model in self.models]})
+        choice = {"index": 0, "delta": {"content": "yes"}, "finish_reason": "stop"}
+        body = f"data: {json.dumps({'choices': [choice]})}\n\ndata: [DONE]\n\n"
+        return httpx.Response(200, text=body, headers={"content-type": "text/event-stream"})
+
+
+@pytest.fixture
+def peer(monkeypatch: pytest.MonkeyPatch) -> Peer:
+    transport = Peer()
+    monkeypatch.setattr(deployments, "make_engine", lambda config: RemoteEngine(config, transport))
+    return transport
+
+
+async def _remote_server() -> EngineServer:
+    server = EngineServer.__new__(EngineServer)
+    await EngineServer.__init__(server, RemoteEngineConfig(base_url="http://peer/v1", model="m"))
+    return server
+
+
+async def test_a_replica_does_not_need_its_peer_and_finds_it_later(peer: Peer) -> None:
+    server = await _remote_server()
+    await server.check_health()
+    chat = GenerateRequest("r", ChatPrompt((ChatMessage("user", "hi"),)), SamplingParams(max_tokens=3))
+    for call in (server.card(), server.ready(), anext(server.generate(chat))):
+        with pytest.raises(EngineDeadError, match="refused"):
+            await call
+    peer.models = ["m"]
+    # Requests come to a replica whose card nobody asked for again.
+    assert "".join([delta.text async for item in server.generate(chat) for delta in item]) == "yes"
+    await server.ready()
+    assert (await server.card()).model == "m"
+    peer.models = None
+    await server.check_health()
+    with pytest.raises(EngineDeadError):
+        await server.ready()
+
+
+async def test_a_peer_without_the_model_ends_the_replica(peer: Peer) -> None:
+    peer.models = ["another"]
+    with pytest.raises(ModelLoadError, match="another"):
+        await _remote_server()

@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import httpx
 import pytest
 from fastapi import FastAPI
 
@@ -91,6 +92,55 @@ async def test_a_cancelled_request_closes_the_engines_stream_too() -> None:
         with pytest.raises(asyncio.CancelledError):
             await caller.task
     assert engine.num_active == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("how", ["cancel", "leave", "leave and cancel", "leave, then cancel"])
+async def test_whenever_a_request_ends_its_trace_ends(how: str, stream: bool) -> None:
+    """The caller leaves, or Serve cancels the task, after each number of the event loop's turns."""
+    engine = ScriptedEngine((Delta(index=0, text="a"),), None)
+    async with _running(engine) as app:
+        for turns in range(24):
+            caller = Caller(app, "/v1/chat/completions", chat(stream=stream))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            if how.startswith("leave"):
+                caller.leave()
+            if how == "leave, then cancel":
+                await asyncio.sleep(0)
+            if "cancel" in how:
+                caller.task.cancel()
+            await asyncio.wait_for(asyncio.gather(caller.task, return_exceptions=True), 5)
+            assert engine.num_active == 0, turns
+            assert await _in_flight(app) in (None, 0.0), turns
+
+
+async def _in_flight(app: FastAPI) -> float | None:
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as http:
+        page = (await http.get("/metrics")).text
+    found = [line for line in page.splitlines() if line.startswith("outrider_requests_in_flight{")]
+    return float(found[0].split()[-1]) if found else None
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_slow_body_holds_no_slot_and_is_408(stream: bool) -> None:
+    settings = config(http={"max_concurrent_requests": 1, "body_timeout_s": 0.2})
+    app = make_app(settings, {"echo": echo_engine()})
+    async with app.router.lifespan_context(app):
+        await app.state.fleet.started()
+        slow = Caller(app, "/v1/chat/completions", chat())
+        slow._body.clear()
+        await asyncio.sleep(0.02)
+        quick = Caller(app, "/v1/chat/completions", chat(stream=stream))
+        await asyncio.wait_for(quick.task, 0.15)
+        await asyncio.wait_for(slow.task, 5)
+    assert quick.status == 200
+    assert slow.status == 408
+    error = json.loads(slow.writes[0])["error"]
+    assert (error["type"], error["message"]) == (
+        "invalid_request_error",
+        "The request body did not arrive within 0.2 seconds.",
+    )
 
 
 async def test_leaving_while_the_body_is_sent_is_no_error() -> None:

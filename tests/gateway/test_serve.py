@@ -122,10 +122,22 @@ def test_a_replica_lost_in_the_middle_is_an_error_event_and_an_end(gateway: Serv
     assert payloads[-1] == "[DONE]"
 
 
-def test_the_only_replica_gone_is_503_and_then_replaced(http: httpx.Client) -> None:
-    # The test before has killed it; Serve starts another.
-    refused = http.post(CHAT, json=chat())
-    assert refused.status_code in (200, 503)
+def test_the_only_replica_gone_is_503_and_then_replaced(gateway: ServeProcess, http: httpx.Client) -> None:
+    _until(lambda: http.post(CHAT, json=chat()).status_code == 200, 60)
+    killed = gateway.replicas("engine-echo")
+    os.kill(killed[0], signal.SIGKILL)
+    _until(lambda: set(gateway.replicas("engine-echo")) - set(killed))
+    (starting,) = set(gateway.replicas("engine-echo")) - set(killed)
+    os.kill(starting, signal.SIGSTOP)
+    try:
+        began_s = time.monotonic()
+        refused = http.post(CHAT, json=chat())
+        assert time.monotonic() - began_s < 10
+    finally:
+        os.kill(starting, signal.SIGCONT)
+    assert refused.status_code == 503
+    assert refused.json()["error"]["code"] == "engine_unavailable"
+    assert refused.headers["retry-after"]
     _until(lambda: http.post(CHAT, json=chat()).status_code == 200, 60)
     _until(lambda: http.get("/ready").status_code == 200)
 
