@@ -51,7 +51,8 @@ class UnknownModelError(BadRequestError):
     """No model of that name is served here."""
 
     def __init__(self, model: str) -> None:
-        super().__init__(f"The model `{model[:100]}` does not exist here; GET /v1/models lists those that do.", param="model")
+        message = f"The model `{model[:100]}` does not exist here; GET /v1/models lists those that do."
+        super().__init__(message, param="model")
 
 
 class BodyTooLargeError(GatewayError):
