@@ -57,7 +57,8 @@ def check_request(request: GenerateRequest, limits: Limits) -> tuple[int, ...]:
 
 
 def _check_vocabulary(param: str, token_ids: tuple[int, ...] | dict[int, float], vocab_size: int) -> None:
-    for token_id in token_ids:
+    # The extremes alone: prompts are long, and this runs between two steps as well.
+    for token_id in (min(token_ids, default=0), max(token_ids, default=0)):
         if not 0 <= token_id < vocab_size:
             raise InvalidRequestError(
                 f"{param} has token id {token_id}; the vocabulary has ids 0 to {vocab_size - 1}.", param

@@ -68,10 +68,9 @@ class SampleRow:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobIds:
-    """Log-softmax of the raw logits, before any processor. Rank 1 is the most likely; `top_*` run in order of rank."""
+    """Log-softmax of the raw logits, before any processor; `top_*` run from the most likely on."""
 
     logprob: float
-    rank: int
     top_ids: tuple[int, ...]
     top_logprobs: tuple[float, ...]
 
@@ -103,7 +102,7 @@ class Sampler:
         if not asking:
             return [SampledToken(token_id) for token_id in token_ids.tolist()]
         table = self._logprobs(logits, token_ids, asking)
-        # Ids and ranks are exact in float64, so everything travels in one copy.
+        # Ids are exact in float64, so everything travels in one copy.
         packed = torch.cat([token_ids.double(), table.flatten()]).cpu()
         chosen, answers = packed[: len(rows)].tolist(), packed[len(rows) :].view(table.shape).tolist()
         unpacked = {i: _unpack(answer, rows[i].params.logprobs or 0) for i, answer in zip(asking, answers, strict=True)}
@@ -224,19 +223,18 @@ def _race_survivors(scores: Tensor, floor: Tensor, seeds: Tensor, positions: Ten
 
 
 def _row_logprobs(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """logprob, rank, MAX_TOP_LOGPROBS ids, as many logprobs: float64 [num_rows, 2 + 2 * num_top].
+    """logprob, MAX_TOP_LOGPROBS ids, as many logprobs: float64 [num_rows, 1 + 2 * num_top].
 
     The number is fixed and `logits` are not processed, so that an answer does not depend on what other rows asked for.
     """
     logprobs = torch.log_softmax(logits.float(), -1)
     chosen = logprobs.gather(1, token_ids[:, None])
-    rank = (logprobs > chosen).sum(-1, keepdim=True) + 1
     top = logprobs.topk(min(MAX_TOP_LOGPROBS, logits.shape[1]))
-    return torch.cat([chosen.double(), rank.double(), top.indices.double(), top.values.double()], -1)
+    return torch.cat([chosen.double(), top.indices.double(), top.values.double()], -1)
 
 
 def _unpack(answer: list[float], num_top: int) -> TokenLogprobIds:
     """One row of `_row_logprobs`; equals are ordered by id, since topk leaves their order open."""
-    half = 2 + (len(answer) - 2) // 2
-    top = sorted(zip(answer[2:half], answer[half:], strict=True), key=lambda pair: (-pair[1], pair[0]))[:num_top]
-    return TokenLogprobIds(answer[0], int(answer[1]), tuple(int(i) for i, _ in top), tuple(value for _, value in top))
+    half = 1 + len(answer) // 2
+    top = sorted(zip(answer[1:half], answer[half:], strict=True), key=lambda pair: (-pair[1], pair[0]))[:num_top]
+    return TokenLogprobIds(answer[0], tuple(int(i) for i, _ in top), tuple(value for _, value in top))
