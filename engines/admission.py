@@ -13,13 +13,14 @@ MAX_PRIORITY = 1000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the engine can hold: tokens, blocks, sequences."""
+    """What the engine can hold: tokens, blocks, sequences. `drafters` are those that it has."""
 
     max_model_len: int
     vocab_size: int
     num_blocks: int
     block_size: int
     max_num_seqs: int
+    drafters: frozenset[str] = frozenset()
 
 
 def check_request(request: GenerateRequest, limits: Limits) -> tuple[int, ...]:
@@ -41,6 +42,7 @@ def check_request(request: GenerateRequest, limits: Limits) -> tuple[int, ...]:
     _check_vocabulary("prompt", token_ids, limits.vocab_size)
     _check_vocabulary("logit_bias", sampling.logit_bias, limits.vocab_size)
     _check_vocabulary("stop_token_ids", sampling.stop_token_ids, limits.vocab_size)
+    _check_speculation(request, limits)
     if sampling.min_tokens > sampling.max_tokens:
         raise InvalidRequestError(
             f"min_tokens ({sampling.min_tokens}) is above max_tokens ({sampling.max_tokens}).", "min_tokens"
@@ -54,6 +56,24 @@ def check_request(request: GenerateRequest, limits: Limits) -> tuple[int, ...]:
     if needed > limits.num_blocks:
         raise KVCapacityError(needed, limits.num_blocks, limits.block_size)
     return token_ids
+
+
+def _check_speculation(request: GenerateRequest, limits: Limits) -> None:
+    drafter = request.speculation.drafter
+    if drafter not in {"auto", "none"} | limits.drafters:
+        known = ", ".join(sorted(limits.drafters)) or "none"
+        raise UnsupportedParameterError(
+            f"This model has no drafter {drafter!r}; it has: {known}.", "speculation.drafter"
+        )
+    if request.prediction is None:
+        if drafter == "prediction":
+            raise InvalidRequestError("The drafter 'prediction' needs a prediction.", "prediction")
+        return
+    if not isinstance(request.prediction, TokenPrompt):
+        raise UnsupportedParameterError("This engine takes token ids as a prediction, not text.", "prediction")
+    if "prediction" not in limits.drafters:
+        raise UnsupportedParameterError("This model's configuration makes no use of predictions.", "prediction")
+    _check_vocabulary("prediction", request.prediction.token_ids, limits.vocab_size)
 
 
 def _check_vocabulary(param: str, token_ids: tuple[int, ...] | dict[int, float], vocab_size: int) -> None:

@@ -25,6 +25,7 @@ class BlockPool:
         self._references = [0] * num_blocks
         self._hashes: list[BlockHash | None] = [None] * num_blocks
         self._by_hash: dict[BlockHash, int] = {}
+        self._drafted = bytearray(num_blocks)
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
 
     @property
@@ -53,6 +54,15 @@ class BlockPool:
 
     def hash_of(self, block_id: int) -> BlockHash | None:
         return self._hashes[block_id]
+
+    def is_drafted(self, block_id: int) -> bool:
+        """Whether the draft model has read all of this block's content as well."""
+        return bool(self._drafted[block_id])
+
+    def set_drafted(self, block_id: int) -> None:
+        """The draft model has read all of a full, used block. Forgotten when the block is handed out again."""
+        assert self._references[block_id] > 0
+        self._drafted[block_id] = True
 
     def allocate(self, num_blocks: int) -> list[int] | None:
         """Take that many blocks, with one reference and no hash each; None, and no change, if too few are free."""
@@ -90,6 +100,7 @@ class BlockPool:
             self._by_hash[block_hash] = block_id
 
     def _forget(self, block_id: int) -> None:
+        self._drafted[block_id] = False
         block_hash = self._hashes[block_id]
         if block_hash is not None:
             del self._by_hash[block_hash]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import platform
 import time
 
 import torch
@@ -12,8 +13,10 @@ import transformers
 from engines.admission import Limits
 from engines.attention import select_backend
 from engines.capacity import plan_capacity
-from engines.config import LocalEngineConfig
+from engines.config import LocalEngineConfig, NoDrafterConfig
 from engines.core import CoreSettings, EngineCore
+from engines.costs_file import costs_path, load_costs, save_costs
+from engines.drafters import LoadedDraftModel, load_draft_model, make_speculation
 from engines.errors import ModelLoadError
 from engines.loading import LoadedModel, load_model, resolve_source
 from engines.local import LoadedEngine
@@ -42,19 +45,31 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
     backend = select_backend(config.attention_backend, loaded.device)
     if config.parity_probe:
         probe(loaded, backend)
+    draft = load_draft_model(config, tokenizer, backend)
+    bytes_per_block = ModelRunner.bytes_per_block(loaded, config.block_size)
+    if draft:
+        # One block id means a block of each model's memory.
+        bytes_per_block += ModelRunner.bytes_per_block(draft.model, config.block_size)
     capacity = plan_capacity(
         config,
-        bytes_per_block=ModelRunner.bytes_per_block(loaded, config.block_size),
+        bytes_per_block=bytes_per_block,
         max_position=loaded.max_position,
         activation_bytes=_activation_bytes(loaded, config),
         device=loaded.device,
     )
+    vocab_size = min(loaded.vocab_size, len(tokenizer))
+    draft_runner = ModelRunner(draft.model, backend, capacity.num_blocks, config.block_size) if draft else None
+    key = _costs_key(config, loaded, draft, backend.name)
+    path = costs_path(config.costs_file, key)
+    kept = load_costs(path, key) if path else None
+    speculation = make_speculation(config.drafter, draft, draft_runner, vocab_size, loaded.device, kept)
     limits = Limits(
         max_model_len=capacity.max_model_len,
-        vocab_size=min(loaded.vocab_size, len(tokenizer)),
+        vocab_size=vocab_size,
         num_blocks=capacity.num_blocks,
         block_size=config.block_size,
         max_num_seqs=config.max_num_seqs,
+        drafters=frozenset(speculation.speculator.sources),
     )
     settings = CoreSettings(
         model=f"{loaded.weights_fingerprint}:{loaded.dtype}",
@@ -66,20 +81,48 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         device=loaded.device,
     )
     runner = ModelRunner(loaded, backend, capacity.num_blocks, config.block_size)
-    card = _card(config, loaded, backend.name, limits, capacity.kv_cache_bytes)
+    card = _card(config, loaded, draft, backend.name, limits, capacity.kv_cache_bytes)
     _log.info("loaded %s in %.1f s: %s", config.model, time.perf_counter() - started, card.details)
-    return LoadedEngine(EngineCore(settings, runner, tokenizer), limits, card)
+    core = EngineCore(settings, runner, tokenizer, speculation)
+
+    def keep() -> None:
+        if path and speculation.max_draft_tokens:
+            save_costs(path, key, speculation.speculator.state())
+
+    return LoadedEngine(core, speculation.speculator, limits, card, keep)
 
 
 def _activation_bytes(loaded: LoadedModel, config: LocalEngineConfig) -> int:
     """What the largest step needs beside weights and KV: activations of its tokens, float32 logits of its rows."""
     hidden = loaded.config.get_text_config().hidden_size
-    logits = 3 * 4 * config.max_num_seqs * loaded.vocab_size
+    rows_per_seq = 1 if isinstance(config.drafter, NoDrafterConfig) else 1 + config.drafter.max_draft_tokens
+    logits = 3 * 4 * min(config.max_num_seqs * rows_per_seq, config.max_num_batched_tokens) * loaded.vocab_size
     return int(config.max_num_batched_tokens * hidden * _ACTIVATION_VECTORS * loaded.dtype.itemsize + logits)
 
 
+def _costs_key(config: LocalEngineConfig, loaded: LoadedModel, draft: LoadedDraftModel | None, backend: str) -> str:
+    """Stands for whatever the speed of a step and the drafters' luck depend on."""
+    device = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else platform.machine()
+    parts = (
+        loaded.weights_fingerprint,
+        loaded.dtype,
+        draft.model.weights_fingerprint if draft else None,
+        backend,
+        device,
+        torch.get_num_threads(),
+        config.block_size,
+        torch.__version__,
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
 def _card(
-    config: LocalEngineConfig, loaded: LoadedModel, backend: str, limits: Limits, kv_cache_bytes: int
+    config: LocalEngineConfig,
+    loaded: LoadedModel,
+    draft: LoadedDraftModel | None,
+    backend: str,
+    limits: Limits,
+    kv_cache_bytes: int,
 ) -> ModelCard:
     details = {
         "architecture": loaded.architecture,
@@ -88,6 +131,8 @@ def _card(
         "attention_backend": backend,
         "weights": loaded.weights_fingerprint,
         "max_model_len": str(limits.max_model_len),
+        "drafters": ", ".join(sorted(limits.drafters)) or "none",
+        "draft_weights": draft.model.weights_fingerprint if draft else "none",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

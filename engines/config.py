@@ -11,6 +11,66 @@ class _Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+class _DrafterConfig(_Config):
+    max_draft_tokens: int = Field(default=16, ge=1, le=64, description="most drafts for one sequence in one step")
+    draft_length: Literal["adaptive"] | Annotated[int, Field(ge=0, le=64)] = Field(
+        default="adaptive", description="adaptive: as many as pay, none when none do; a number: always that many"
+    )
+
+
+class NoDrafterConfig(_Config):
+    """Plain decoding."""
+
+    kind: Literal["none"] = "none"
+
+
+class NgramDrafterConfig(_DrafterConfig):
+    """Looks up the newest tokens in the prompt and the output."""
+
+    kind: Literal["ngram"] = "ngram"
+
+
+class SuffixDrafterConfig(_DrafterConfig):
+    """Looks up the newest tokens in earlier outputs of the same tenant."""
+
+    kind: Literal["suffix"] = "suffix"
+    max_history_tokens: int = Field(default=200_000, ge=2, description="outputs remembered, over all tenants")
+
+
+class PredictionDrafterConfig(_DrafterConfig):
+    """Follows the prediction that came with the request."""
+
+    kind: Literal["prediction"] = "prediction"
+
+
+class ModelDrafterConfig(_DrafterConfig):
+    """A small model with the target's vocabulary."""
+
+    kind: Literal["model"] = "model"
+    model: str = Field(description="as the target's: a folder or a hub id")
+    revision: str | None = Field(default=None, description="hub revision")
+
+
+class AutoDrafterConfig(_DrafterConfig):
+    """All of them: what costs nothing first, the model (if one is named) where that has nothing good."""
+
+    kind: Literal["auto"] = "auto"
+    model: str | None = Field(default=None, description="a draft model, as the target's: a folder or a hub id")
+    revision: str | None = Field(default=None, description="hub revision")
+    max_history_tokens: int = Field(default=200_000, ge=2, description="as for suffix")
+
+
+DrafterConfig = Annotated[
+    NoDrafterConfig
+    | NgramDrafterConfig
+    | SuffixDrafterConfig
+    | PredictionDrafterConfig
+    | ModelDrafterConfig
+    | AutoDrafterConfig,
+    Field(discriminator="kind"),
+]
+
+
 class LocalEngineConfig(_Config):
     """Our own paged engine over a transformers causal language model."""
 
@@ -48,6 +108,13 @@ class LocalEngineConfig(_Config):
     num_threads: int | None = Field(default=None, ge=1, description="torch's CPU threads; None: torch's choice")
     parity_probe: bool = Field(
         default=True, description="compare paged and eager output at load; only a model known to pass may skip it"
+    )
+    drafter: DrafterConfig = Field(
+        default=AutoDrafterConfig(), description="speculative decoding: who guesses ahead; the output stays the same"
+    )
+    costs_file: str | None = Field(
+        default=None,
+        description="where measured step costs outlive the process; None: below ~/.cache/outrider; empty: nowhere",
     )
 
 

@@ -7,40 +7,29 @@ import os
 import time
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from drafting.noise import choice_seed, request_seed
-from drafting.protocol import Drafter, DraftRequest, Verdict
+from drafting.protocol import Draft, Verdict
+from drafting.speculator import Chosen
 from drafting.verify import accepted_prefix
 from engines.admission import Limits, check_request
-from engines.batch import RaggedBatch, build_batch
+from engines.batch import build_batch
 from engines.block_hash import root_hash
 from engines.block_pool import BlockPool
 from engines.kv_cache import KVCacheManager
 from engines.logits import TokenHistory, needs_history
+from engines.model_runner import Runner
 from engines.output import absorb
 from engines.sampler import SampledToken, Sampler
-from engines.scheduler import Scheduled, Scheduler, StepPlan
+from engines.scheduler import Scheduled, Scheduler
 from engines.sequence import Sequence
 from engines.share import Share
+from engines.speculation import Speculation, SpeculativeDecoding
 from engines.text_stream import TextStream
 from engines.tokenizer import Tokenizer
 from engines.types import Delta, EngineStats, GenerateRequest
-
-
-class Runner(Protocol):
-    """What the step needs of a model."""
-
-    def forward(self, batch: RaggedBatch) -> Tensor:
-        """Logits [num_rows, vocab] of `batch.logit_rows`; writes the batch's keys and values to their slots."""
-        ...
-
-    def copy_blocks(self, copies: SequenceOf[tuple[int, int]]) -> None:
-        """Copy (source, destination) blocks in all layers; all sources are read first."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,20 +72,25 @@ class EngineCore:
     """Requests in, deltas out, one step at a time. Requests are known by a key of the caller's choosing."""
 
     def __init__(
-        self, settings: CoreSettings, runner: Runner, tokenizer: Tokenizer, drafter: Drafter | None = None
+        self,
+        settings: CoreSettings,
+        runner: Runner,
+        tokenizer: Tokenizer,
+        speculation: SpeculativeDecoding | None = None,
     ) -> None:
         limits = settings.limits
         self._settings = settings
         self._runner = runner
         self._tokenizer = tokenizer
-        self._drafter = drafter
         self._sampler = Sampler(vocab_size=limits.vocab_size)
         self._pool = BlockPool(limits.num_blocks)
+        kv = KVCacheManager(self._pool, limits.block_size, enable_prefix_caching=settings.enable_prefix_caching)
+        self._speculation = Speculation(speculation or SpeculativeDecoding.off(), kv, limits.vocab_size)
         self._scheduler = Scheduler(
-            KVCacheManager(self._pool, limits.block_size, enable_prefix_caching=settings.enable_prefix_caching),
+            kv,
             max_num_seqs=limits.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
-            draft_limit=self._draft_limit,
+            drafts_wanted=self._speculation.allowances,
         )
         self._requests: dict[int, _Request] = {}
         self._key_of: dict[int, int] = {}  # seq_id -> request key
@@ -133,18 +127,20 @@ class EngineCore:
         """Run one step; the news of each request that has any, by its key."""
         started = time.perf_counter()
         plan = self._scheduler.schedule()
-        drafts = self._draft(plan)
-        shares = [Share(item, drafts.get(item.sequence.seq_id, ()), self._forks(item)) for item in plan.scheduled]
         if plan.copies:
-            self._runner.copy_blocks(plan.copies)
-        limits = self._settings.limits
-        batch = build_batch([share.batch_item() for share in shares], limits.block_size, self._settings.device)
-        sampled = self._sample(self._runner.forward(batch), shares)
-        news = self._commit(shares, sampled)
+            self._copy_blocks(plan.copies)
+        chosen = self._speculation.draft(plan.scheduled)
+        shares = [Share(item, chosen.get(item.sequence.seq_id), self._forks(item)) for item in plan.scheduled]
+        verifying = time.perf_counter()
+        sampled = self._forward(shares)
+        verify_s = time.perf_counter() - verifying
+        news, verdicts = self._commit(shares, sampled)
+        self._speculation.settle(verdicts, sum(share.num_tokens for share in shares), verify_s)
+        answers = [(key, self._close_finished(key, deltas)) for key, deltas in news.items()]
         self._count.steps += 1
         self._count.preemptions += plan.num_preempted
         self._count.step_time_s += time.perf_counter() - started
-        return news
+        return answers
 
     def stats(self) -> EngineStats:
         count = self._count
@@ -164,6 +160,9 @@ class EngineCore:
             num_drafted_tokens=count.drafted,
             num_accepted_tokens=count.accepted,
             step_time_s=count.step_time_s,
+            speculation_time_s=self._speculation.time_s,
+            speculation_plain_time_s=self._speculation.plain_time_s,
+            drafters=self._speculation.stats(),
         )
 
     def _sequence(
@@ -205,61 +204,40 @@ class EngineCore:
             forks.append(fork)
         return forks
 
-    def _draft_limit(self, sequence: Sequence) -> int:
-        """Drafts worth asking for: one fewer than the output still to come, since verifying adds one of its own."""
-        if self._drafter is None:
-            return 0
-        room = sequence.request.sampling.max_tokens - sequence.num_output_tokens - 1
-        return min(room, self._drafter.limit(sequence.seq_id, sequence.num_tokens))
+    def _copy_blocks(self, copies: SequenceOf[tuple[int, int]]) -> None:
+        self._runner.copy_blocks(copies)
+        self._speculation.copy_blocks(copies)
 
-    def _draft(self, plan: StepPlan) -> dict[int, tuple[int, ...]]:
-        wanted = [
-            DraftRequest(item.sequence.seq_id, item.sequence.token_ids, item.num_drafts)
-            for item in plan.scheduled
-            if item.num_drafts
-        ]
-        if not wanted:
-            return {}
-        assert self._drafter is not None
-        proposed = self._drafter.propose(wanted)
-        return {
-            request.seq_id: self._usable(drafts[: request.num_drafts])
-            for request, drafts in zip(wanted, proposed, strict=True)
-        }
-
-    def _usable(self, drafts: tuple[int, ...]) -> tuple[int, ...]:
-        """The drafts before the first that is no token, which a drafter with a padded vocabulary may guess."""
-        vocabulary = range(self._settings.limits.vocab_size)
-        return tuple(itertools.takewhile(vocabulary.__contains__, drafts))
-
-    def _sample(self, logits: Tensor, shares: SequenceOf[Share]) -> list[SampledToken]:
+    def _forward(self, shares: SequenceOf[Share]) -> list[SampledToken]:
+        """One forward of the shares' tokens, and a sampled token for each of their rows."""
+        items = [share.batch_item() for share in shares]
+        logits = self._runner.forward(build_batch(items, self._settings.limits.block_size, self._settings.device))
         rows = [row for share in shares for row in share.sample_rows()]
         return self._sampler.sample(logits, rows) if rows else []
 
     def _commit(
         self, shares: SequenceOf[Share], sampled: SequenceOf[SampledToken]
-    ) -> list[tuple[int, tuple[Delta, ...]]]:
-        """Verify each share's drafts, keep what stands, start its forks; the news by request key."""
+    ) -> tuple[dict[int, list[Delta]], list[Verdict]]:
+        """Verify each share's drafts, keep what stands, start its forks; the news by request key, and the verdicts."""
         news: dict[int, list[Delta]] = {}
         verdicts: list[Verdict] = []
         rows = iter(sampled)
         for share in shares:
             own = list(itertools.islice(rows, share.num_rows))
-            num_accepted = accepted_prefix(share.drafts, [token.token_id for token in own]) if own else 0
             sequence = share.item.sequence
-            if share.drafts:
-                self._judge(sequence, share.drafts, num_accepted)
-                verdicts.append(Verdict(sequence.seq_id, share.drafts, num_accepted))
-            if own:
-                delta = self._keep(share.item, own[: num_accepted + 1], num_accepted)
-                news.setdefault(self._key_of[sequence.seq_id], []).append(delta)
-            else:
+            if not own:
                 self._scheduler.advance(share.item, [], 0)
+                continue
+            num_accepted = accepted_prefix(share.drafts, [token.token_id for token in own])
+            self._judge(sequence, share.drafts, num_accepted)
+            num_known = sequence.num_tokens
+            delta = self._keep(share, own[: num_accepted + 1], num_accepted)
+            news.setdefault(self._key_of[sequence.seq_id], []).append(delta)
+            verdicts.append(_verdict(sequence, sequence.num_tokens - num_known, share.chosen, num_accepted))
             for fork in share.forks:
                 news[self._key_of[fork.seq_id]].append(self._start_fork(sequence, fork, next(rows)))
-        if verdicts and self._drafter is not None:
-            self._drafter.observe(verdicts)
-        return [(key, self._close_finished(key, deltas)) for key, deltas in news.items()]
+                verdicts.append(_verdict(fork, fork.num_output_tokens))
+        return news, verdicts
 
     def _judge(self, sequence: Sequence, drafts: tuple[int, ...], num_accepted: int) -> None:
         sequence.num_accepted_drafts += num_accepted
@@ -267,12 +245,13 @@ class EngineCore:
         self._count.drafted += len(drafts)
         self._count.accepted += num_accepted
 
-    def _keep(self, item: Scheduled, sampled: SequenceOf[SampledToken], num_accepted: int) -> Delta:
-        if item.sequence.num_output_tokens == 0:
-            self._count.cached_tokens += item.sequence.num_cached_tokens
-        kept, delta = absorb(item.sequence, sampled, self._tokenizer)
-        self._observe(item.sequence, kept)
-        self._scheduler.advance(item, kept, num_accepted)
+    def _keep(self, share: Share, sampled: SequenceOf[SampledToken], num_accepted: int) -> Delta:
+        sequence = share.item.sequence
+        if sequence.num_output_tokens == 0:
+            self._count.cached_tokens += sequence.num_cached_tokens
+        kept, delta = absorb(sequence, sampled, self._tokenizer, share.source, num_accepted)
+        self._observe(sequence, kept)
+        self._scheduler.advance(share.item, kept, num_accepted)
         return delta
 
     def _start_fork(self, parent: Sequence, fork: Sequence, sampled: SampledToken) -> Delta:
@@ -302,5 +281,18 @@ class EngineCore:
     def _retire(self, sequences: SequenceOf[Sequence]) -> None:
         self._scheduler.finish(sequences)
         for sequence in sequences:
-            if self._key_of.pop(sequence.seq_id, None) is not None and self._drafter is not None:
-                self._drafter.forget(sequence.seq_id)
+            if self._key_of.pop(sequence.seq_id, None) is not None:
+                self._speculation.forget(sequence.seq_id)
+
+
+def _verdict(sequence: Sequence, num_new: int, chosen: Chosen | None = None, num_accepted: int = 0) -> Verdict:
+    return Verdict(
+        seq_id=sequence.seq_id,
+        token_ids=sequence.token_ids,
+        num_prompt_tokens=sequence.num_prompt_tokens,
+        num_new=num_new,
+        draft=chosen.draft if chosen else Draft(),
+        source=chosen.source if chosen else None,
+        num_accepted=num_accepted,
+        tenant=sequence.request.cache_salt,
+    )

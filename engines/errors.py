@@ -11,7 +11,8 @@
     |-- RemoteServerError            a peer answered with an error of its own
     `-- ModelLoadError               the engine cannot start with this model
         |-- UnsupportedModelError    the architecture fails the parity probe or is known not to work
-        `-- MemoryBudgetError        weights or the smallest useful KV cache do not fit the budget
+        |-- MemoryBudgetError        weights or the smallest useful KV cache do not fit the budget
+        `-- VocabularyMismatchError  the draft model does not mean by its token ids what the target means
 
 Every error survives pickling with its fields, since it may cross a process border.
 """
@@ -109,6 +110,10 @@ class ModelLoadError(EngineError):
 
 class UnsupportedModelError(ModelLoadError):
     """The architecture is refused: its paged output differs from its own eager output, or it cannot be paged."""
+
+
+class VocabularyMismatchError(ModelLoadError):
+    """The draft model does not mean by its token ids what the target means."""
 
 
 class MemoryBudgetError(ModelLoadError):

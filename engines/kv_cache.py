@@ -56,6 +56,10 @@ class KVCacheManager:
         sequence.block_table.extend(prefix)
         sequence.num_computed_tokens = len(prefix) * self.block_size
         sequence.num_published_blocks = len(prefix)
+        sequence.num_drafted_blocks = next(
+            (i for i, block_id in enumerate(prefix) if not self.pool.is_drafted(block_id)), len(prefix)
+        )
+        sequence.num_drafted_tokens = sequence.num_drafted_blocks * self.block_size
 
     def extend(self, sequence: Sequence, num_new_tokens: int) -> bool:
         """Make the next `num_new_tokens` positions writable; False, and nothing changed, if blocks are short.
@@ -88,11 +92,33 @@ class KVCacheManager:
         self._copies.clear()
         return copies
 
+    def drafted(self, sequence: Sequence) -> int:
+        """How many of its leading known tokens the draft model has read; settles the tail it read beyond them.
+
+        A block that it has read in full is read for all sequences that share it.
+        """
+        known = sequence.token_ids[sequence.num_drafted_tokens :][: len(sequence.draft_tail)]
+        agrees = (read == token for read, token in zip(sequence.draft_tail, known, strict=False))
+        num_right = next((i for i, is_right in enumerate(agrees) if not is_right), len(known))
+        sequence.num_drafted_tokens += num_right
+        sequence.draft_tail = sequence.draft_tail[num_right:] if num_right == len(known) else ()
+        num_full = sequence.num_drafted_tokens // self.block_size
+        for i in range(sequence.num_drafted_blocks, num_full):
+            self.pool.set_drafted(sequence.block_table[i])
+        sequence.num_drafted_blocks = max(sequence.num_drafted_blocks, num_full)
+        return sequence.num_drafted_tokens
+
+    def note_drafted(self, sequence: Sequence, stop: int, drafts: tuple[int, ...]) -> None:
+        """The draft model has read the known tokens and then `drafts`, up to position `stop`."""
+        sequence.num_drafted_tokens = min(stop, sequence.num_tokens)
+        sequence.draft_tail = drafts[: max(0, stop - sequence.num_tokens)]
+
     def publish(self, sequence: Sequence) -> None:
         """Name the blocks that computed, verified tokens have filled, so that others can find them."""
         if not self._caching:
             return
         extend_hashes(sequence.block_hashes, sequence.root, sequence.token_ids, self.block_size)
+        self.drafted(sequence)
         num_full = sequence.num_computed_tokens // self.block_size
         for i in range(sequence.num_published_blocks, num_full):
             if self.pool.hash_of(sequence.block_table[i]) is None:
@@ -108,6 +134,8 @@ class KVCacheManager:
         child.block_table.extend(held)
         child.num_computed_tokens = parent.num_computed_tokens
         child.num_published_blocks = parent.num_published_blocks
+        child.num_drafted_tokens = min(self.drafted(parent), child.num_computed_tokens)
+        child.num_drafted_blocks = child.num_drafted_tokens // self.block_size
         # Later hashes of the parent may cover its own first token.
         child.block_hashes = parent.block_hashes[: parent.num_computed_tokens // self.block_size]
 
@@ -117,3 +145,6 @@ class KVCacheManager:
         del sequence.block_table[:]
         sequence.num_computed_tokens = 0
         sequence.num_published_blocks = 0
+        sequence.num_drafted_tokens = 0
+        sequence.num_drafted_blocks = 0
+        sequence.draft_tail = ()

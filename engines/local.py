@@ -18,6 +18,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
+from drafting.speculator import Speculator
 from engines.admission import Limits, check_request
 from engines.config import LocalEngineConfig
 from engines.core import EngineCore
@@ -28,15 +29,25 @@ from engines.types import Delta, EngineStats, GenerateRequest, ModelCard
 _log = logging.getLogger(__name__)
 
 _EXIT_WAIT_S = 10.0
+_KEEP_PERIOD_S = 60.0
+
+
+def _nothing() -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """What loading yields: the step, what it can hold, and what it is."""
+    """What loading yields: the step, what it can hold, what it is, and how to keep what it has learnt on disk.
+
+    `speculator` is the step's own: it is touched between two steps, if at all.
+    """
 
     core: EngineCore
+    speculator: Speculator
     limits: Limits
     card: ModelCard
+    keep: Callable[[], None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +169,15 @@ class LocalEngine:
             self._post(self._fail_start, error)
             return
         self._post(self._set_ready, loaded)
+        kept_s = time.monotonic()
         try:
             while self._receive(loaded.core) and not self._is_orphaned:
                 news = loaded.core.step() if loaded.core.has_work else []
                 self._post(self._deliver, news, loaded.core.stats())
+                if time.monotonic() > kept_s + _KEEP_PERIOD_S:
+                    loaded.keep()
+                    kept_s = time.monotonic()
+            loaded.keep()
         except Exception as error:  # noqa: BLE001 - the thread's border: logged, and every stream ends with it
             _log.exception("the engine loop has crashed")
             dead = EngineDeadError(f"The engine loop has crashed: {type(error).__name__}: {error}")

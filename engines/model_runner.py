@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,18 @@ from engines.attention.interface import AttentionBackend, LayerSpec
 from engines.batch import RaggedBatch
 from engines.causal_lm import row_logits, takes_logits_to_keep
 from engines.loading import LoadedModel
+
+
+class Runner(Protocol):
+    """What the step needs of a model; ModelRunner is the one for real ones."""
+
+    def forward(self, batch: RaggedBatch) -> Tensor:
+        """Logits [num_rows, vocab] of `batch.logit_rows`; writes the batch's keys and values to their slots."""
+        ...
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy (source, destination) blocks in all layers; all sources are read first."""
+        ...
 
 
 class ModelRunner:

@@ -8,13 +8,11 @@ decodes first, then prefills under way, then admissions; what budget and blocks 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from engines.kv_cache import KVCacheManager
 from engines.sequence import Sequence, Status
-
-DraftLimit = Callable[[Sequence], int]
 
 
 @dataclass(slots=True)
@@ -44,21 +42,25 @@ class StepPlan:
         return sum(item.num_tokens + item.num_drafts for item in self.scheduled)
 
 
+DraftsWanted = Callable[[list[Scheduled]], Mapping[int, int]]
+
+
 class Scheduler:
     """Owns the queues and every sequence's status. Used by the loop thread alone.
 
-    `draft_limit` says how many drafts a decoding sequence would like; it is asked in scheduling order.
+    `drafts_wanted` is asked once in each step, with all that is scheduled, how many drafts to add for whom, by seq_id;
+    for sequences that are not decoding there are none.
     """
 
     def __init__(
-        self, kv: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int, draft_limit: DraftLimit
+        self, kv: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int, drafts_wanted: DraftsWanted
     ) -> None:
         # Every decode gets its token and at least one token of budget is left for each prefill under way.
         assert max_num_batched_tokens >= max_num_seqs
         self._kv = kv
         self._max_num_seqs = max_num_seqs
         self._budget = max_num_batched_tokens
-        self._draft_limit = draft_limit
+        self._drafts_wanted = drafts_wanted
         self._running: list[Sequence] = []
         self._waiting: list[tuple[tuple[float, int], int, Sequence]] = []  # a heap; seq_id breaks ties
 
@@ -181,12 +183,10 @@ class Scheduler:
 
     def _grant_drafts(self, plan: _Plan) -> None:
         """Spend what is left of the budget on drafts; no sequence is preempted for them."""
-        for item in plan.scheduled.values():
-            if plan.budget == 0:
-                return
-            if not item.sequence.is_decoding:
-                continue
-            wanted = min(self._draft_limit(item.sequence), plan.budget)
+        items = list(plan.scheduled.values())
+        all_wanted = self._drafts_wanted(items)
+        for item in items:
+            wanted = min(all_wanted.get(item.sequence.seq_id, 0), plan.budget)
             if wanted > 0 and self._kv.extend(item.sequence, item.num_tokens + wanted):
                 item.num_drafts = wanted
                 plan.budget -= wanted

@@ -24,6 +24,9 @@ class Sequence:
 
     `block_table` covers at least the computed tokens. `num_pending_forks` choices wait for this one's prompt to be
     computed and then share its blocks. `order` is the scheduling key: smaller runs first.
+
+    The draft model's memory lies in the same blocks: it has read the first `num_drafted_tokens` known tokens, and after
+    them `draft_tail`, guesses of its own that may or may not have become known tokens since.
     """
 
     seq_id: int
@@ -48,6 +51,9 @@ class Sequence:
     block_table: array[int] = field(default_factory=lambda: array("i"))
     block_hashes: list[BlockHash] = field(default_factory=list)
     num_published_blocks: int = 0  # leading blocks whose hash the pool was told
+    num_drafted_tokens: int = 0
+    draft_tail: tuple[int, ...] = ()
+    num_drafted_blocks: int = 0  # leading blocks that the pool was told the draft model has read
 
     @property
     def num_tokens(self) -> int:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from drafting.speculator import Chosen
 from engines.batch import BatchItem
 from engines.sampler import SampleRow
 from engines.scheduler import Scheduled
 from engines.sequence import Sequence
+from engines.types import TARGET
 
 
 @dataclass(slots=True)
@@ -15,8 +17,23 @@ class Share:
     """A scheduled sequence with its drafts and the choices that fork from it in this step."""
 
     item: Scheduled
-    drafts: tuple[int, ...]
+    chosen: Chosen | None
     forks: list[Sequence]
+
+    @property
+    def drafts(self) -> tuple[int, ...]:
+        """The drafted tokens to verify."""
+        return self.chosen.draft.token_ids if self.chosen else ()
+
+    @property
+    def source(self) -> str:
+        """The drafter whose drafts these are; "target" without any."""
+        return self.chosen.source if self.chosen else TARGET
+
+    @property
+    def num_tokens(self) -> int:
+        """Its tokens in the forward."""
+        return self.item.num_tokens + len(self.drafts)
 
     @property
     def num_rows(self) -> int:
@@ -36,13 +53,17 @@ class Share:
         )
 
     def sample_rows(self) -> list[SampleRow]:
-        rows = [_sample_row(self.item.sequence, self.drafts[:i]) for i in range(self.num_rows)]
-        return rows + [_sample_row(fork, ()) for fork in self.forks]
+        rows = [sample_row(self.item.sequence, self.drafts[:i]) for i in range(self.num_rows)]
+        return rows + [sample_row(fork, ()) for fork in self.forks]
 
 
-def _sample_row(sequence: Sequence, draft_prefix: tuple[int, ...]) -> SampleRow:
+def sample_row(sequence: Sequence, draft_prefix: tuple[int, ...], *, logprobs: bool = True) -> SampleRow:
+    """The row that samples the token after the sequence's own and `draft_prefix`, with its logprobs or without."""
+    params = sequence.request.sampling
+    if params.logprobs is not None and not logprobs:
+        params = params.model_copy(update={"logprobs": None})
     return SampleRow(
-        params=sequence.request.sampling,
+        params=params,
         seed=sequence.seed,
         position=sequence.num_tokens + len(draft_prefix),
         num_output=sequence.num_output_tokens + len(draft_prefix),

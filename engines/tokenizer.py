@@ -73,6 +73,10 @@ class Tokenizer:
     def __len__(self) -> int:
         return self._num_ids
 
+    def vocabulary(self) -> dict[int, str]:
+        """The token of each id, as the tokenizer's file has it."""
+        return {token_id: token for token, token_id in self._hf.get_vocab().items()}
+
     @property
     def has_chat_template(self) -> bool:
         return bool(self._hf.chat_template)

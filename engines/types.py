@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from itertools import zip_longest
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 FinishReason = Literal["stop", "length", "abort"]
+DrafterChoice = Literal["auto", "none", "ngram", "suffix", "model", "prediction"]
 PromptKind = Literal["tokens", "text", "chat"]
 
+TARGET = "target"  # who found a token, where no drafter did
 IMPOSSIBLE_LOGPROB = -9999.0  # what OpenAI's API shows for a probability of zero; JSON has no -inf
 
 
@@ -44,6 +47,16 @@ class SamplingParams(BaseModel):
     logprobs: int | None = Field(
         default=None, ge=0, le=20, description="None: none; k: the emitted token's and the k best of the raw logits"
     )
+
+
+class SpeculationParams(BaseModel):
+    """How one request wants to be drafted for. It changes the speed and nothing else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    drafter: DrafterChoice = Field(default="auto", description="auto: whatever pays; none: plain decoding")
+    max_draft_tokens: int | None = Field(default=None, ge=0, description="per step; None: the engine's own bound")
+    provenance: bool = Field(default=False, description="tell with each token who found it")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +98,8 @@ class GenerateRequest:
     """One request: `n` choices for one prompt.
 
     `priority`: smaller runs first; equal priorities run first come, first served. `cache_salt` separates the prefix
-    caches of tenants; `user` is passed on to remote servers and otherwise unused by engines.
+    caches of tenants; `user` is passed on to remote servers and otherwise unused by engines. `prediction` is text that
+    the client expects in the output, in the prompt's own kind: token ids, or text for engines that tokenize themselves.
     """
 
     request_id: str
@@ -95,6 +109,8 @@ class GenerateRequest:
     priority: int = 0
     cache_salt: str = ""
     user: str | None = None
+    speculation: SpeculationParams = field(default_factory=SpeculationParams)
+    prediction: TokenPrompt | TextPrompt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +145,20 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """The text that became certain with one token, and who found that token: "target", or a drafter's name."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
     """News of one choice since the last delta.
 
     `token_ids` is empty where a remote server sends text only. `text` may be empty while a character or a possible stop
-    string is held back. `logprobs`, if asked for, has an entry per token id. The last delta of a choice has
+    string is held back. `logprobs`, if asked for, has an entry per token id, and so has `provenance`, whose texts
+    together are `text` (what was held back until the end belongs to the last token). The last delta of a choice has
     `finish_reason` and `usage`; `stop_reason` is the stop string or stop token id that ended it, if one did.
     """
 
@@ -141,6 +166,7 @@ class Delta:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
+    provenance: tuple[Piece, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     usage: Usage | None = None
@@ -156,11 +182,13 @@ def joined(deltas: Iterable[Delta]) -> tuple[Delta, ...]:
 
 def _join(deltas: list[Delta]) -> Delta:
     has_logprobs = any(delta.logprobs is not None for delta in deltas)
+    has_provenance = any(delta.provenance is not None for delta in deltas)
     return replace(
         deltas[-1],
         text="".join(delta.text for delta in deltas),
         token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
         logprobs=tuple(entry for delta in deltas for entry in delta.logprobs or ()) if has_logprobs else None,
+        provenance=tuple(piece for delta in deltas for piece in delta.provenance or ()) if has_provenance else None,
     )
 
 
@@ -182,6 +210,24 @@ class ModelCard:
 
 
 @dataclass(frozen=True, slots=True)
+class DrafterStats:
+    """What became of one drafter's drafts; `accepted_at[j]` counts the drafts whose token j stood."""
+
+    num_drafts: int = 0
+    num_drafted_tokens: int = 0
+    num_accepted_tokens: int = 0
+    accepted_at: tuple[int, ...] = ()
+
+    def __add__(self, other: DrafterStats) -> DrafterStats:
+        return DrafterStats(
+            self.num_drafts + other.num_drafts,
+            self.num_drafted_tokens + other.num_drafted_tokens,
+            self.num_accepted_tokens + other.num_accepted_tokens,
+            tuple(map(sum, zip_longest(self.accepted_at, other.accepted_at, fillvalue=0))),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """An immutable snapshot, taken between two steps. Counters count since start; times are in seconds."""
 
@@ -200,3 +246,17 @@ class EngineStats:
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
     step_time_s: float = 0.0
+    # Of the steps that could have speculated: how long they took, and how long the cost model believes that plain
+    # decoding would have taken for the tokens they emitted. The second over the first is the gain.
+    speculation_time_s: float = 0.0
+    speculation_plain_time_s: float = 0.0
+    drafters: Mapping[str, DrafterStats] = field(default_factory=dict)
+
+    def __add__(self, other: EngineStats) -> EngineStats:
+        """The two engines' numbers together."""
+        names = [item.name for item in fields(self) if item.name != "drafters"]
+        total = {name: getattr(self, name) + getattr(other, name) for name in names}
+        drafters = dict(self.drafters)
+        for name, stats in other.drafters.items():
+            drafters[name] = drafters.get(name, DrafterStats()) + stats
+        return EngineStats(**total, drafters=drafters)

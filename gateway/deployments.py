@@ -7,7 +7,6 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import fields
 from typing import Any
 
 from ray import serve
@@ -128,8 +127,7 @@ class HandleEngine:
         """The sum over all replicas."""
         with _translated():
             snapshots: list[EngineStats] = await self._handle.broadcast("stats").results_async()
-        totals = {field.name: sum(getattr(one, field.name) for one in snapshots) for field in fields(EngineStats)}
-        return EngineStats(**totals)
+        return sum(snapshots, EngineStats())
 
     async def check_health(self) -> None:
         """Whether some replica can serve; Serve replaces those that cannot."""

@@ -12,12 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drafting.protocol import Drafter, DraftRequest, Verdict
+from drafting.protocol import Draft, DraftRequest, Verdict
 from engines.admission import Limits
 from engines.core import CoreSettings, EngineCore
 from engines.errors import ContextLengthError, InvalidRequestError, KVCapacityError
 from engines.types import Delta, GenerateRequest, SamplingParams, TextPrompt, TokenPrompt
 from tests.engines.context_model import ContextRunner, expected_tokens
+from tests.engines.speculating import speculating
 from tests.engines.tokenizers import word_tokenizer
 
 VOCAB = 40
@@ -30,7 +31,7 @@ def make_core(
     block_size: int = 4,
     max_num_seqs: int = 8,
     budget: int = 32,
-    drafter: Drafter | None = None,
+    drafter: ScriptedDrafter | None = None,
 ) -> EngineCore:
     limits = Limits(
         max_model_len=64, vocab_size=VOCAB, num_blocks=num_blocks, block_size=block_size, max_num_seqs=max_num_seqs
@@ -44,7 +45,8 @@ def make_core(
         eos_token_ids=frozenset({EOS}),
         device=torch.device("cpu"),
     )
-    return EngineCore(settings, ContextRunner(num_blocks, block_size, VOCAB), word_tokenizer(VOCAB), drafter)
+    speculation = speculating({"ngram": drafter}, drafter.length) if drafter else None
+    return EngineCore(settings, ContextRunner(num_blocks, block_size, VOCAB), word_tokenizer(VOCAB), speculation)
 
 
 def make_request(prompt: Sequence[int], n: int = 1, salt: str = "", **sampling: Any) -> GenerateRequest:
@@ -268,15 +270,13 @@ class ScriptedDrafter:
         self.live: set[int] = set()
         self.verdicts: list[Verdict] = []
 
-    def limit(self, seq_id: int, num_tokens: int) -> int:
-        return self.length
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...]]:
+    def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         self.live.update(request.seq_id for request in requests)
-        return [self._drafts(request) for request in requests]
+        drafts = [self._drafts(request) for request in requests]
+        return [Draft(draft, (0.5,) * len(draft)) for draft in drafts]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
-        self.verdicts.extend(verdicts)
+        self.verdicts.extend(verdict for verdict in verdicts if verdict.source)
 
     def forget(self, seq_id: int) -> None:
         self.live.discard(seq_id)
@@ -285,7 +285,7 @@ class ScriptedDrafter:
         truth = expected_tokens(list(request.token_ids), self._params, self._seed, VOCAB) if self.right else []
         following = expected_tokens([*request.token_ids, *truth], self._params, self._seed, VOCAB)[0]
         wrong = [(following + 1) % VOCAB] * self.length
-        return tuple([*truth, *wrong][: request.num_drafts])
+        return tuple([*truth, *wrong][: min(self.length, request.max_drafts)])
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -305,7 +305,7 @@ def test_drafts_right_or_wrong_never_change_the_output(
         assert tokens(deltas[key, 0]) == expected_tokens(prompt, params, 7, VOCAB)
     stats = core.stats()
     assert stats.num_drafted_tokens > 0
-    assert all(verdict.num_accepted == min(right, len(verdict.drafts)) for verdict in drafter.verdicts)
+    assert all(verdict.num_accepted == min(right, len(verdict.draft.token_ids)) for verdict in drafter.verdicts)
     assert stats.num_accepted_tokens == sum(verdict.num_accepted for verdict in drafter.verdicts)
     assert not drafter.live, "state of ended sequences is dropped"
     assert_whole(core)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from engines.block_pool import BlockPool
 from engines.kv_cache import KVCacheManager
-from engines.scheduler import Scheduler, StepPlan
+from engines.scheduler import Scheduled, Scheduler, StepPlan
 from engines.sequence import Sequence, Status
 from tests.engines.sequences import make_sequence
 
@@ -13,7 +13,11 @@ def make_scheduler(
     num_blocks: int = 64, *, max_num_seqs: int = 4, budget: int = 16, block_size: int = 4, drafts: int = 0
 ) -> Scheduler:
     kv = KVCacheManager(BlockPool(num_blocks), block_size, enable_prefix_caching=True)
-    return Scheduler(kv, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, draft_limit=lambda _: drafts)
+
+    def wanted(items: list[Scheduled]) -> dict[int, int]:
+        return {item.sequence.seq_id: drafts for item in items if item.sequence.is_decoding}
+
+    return Scheduler(kv, max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, drafts_wanted=wanted)
 
 
 def advance(scheduler: Scheduler, plan: StepPlan, token: int = 99) -> None:

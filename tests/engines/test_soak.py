@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from drafting.noise import choice_seed, request_seed
-from drafting.protocol import DraftRequest, Verdict
+from drafting.protocol import Draft, DraftRequest, Verdict
 from engines.admission import Limits
 from engines.core import CoreSettings, EngineCore
 from engines.logits import TokenHistory, needs_history
 from engines.sampler import Sampler, SampleRow
 from engines.types import Delta, FinishReason, GenerateRequest, SamplingParams, TokenPrompt
 from tests.engines.context_model import ContextRunner, context_logits
+from tests.engines.speculating import speculating
 from tests.engines.tokenizers import word_tokenizer
 
 VOCAB = 12
@@ -49,25 +50,23 @@ class RandomDrafter:
         self._random = generator
         self.live: set[int] = set()
 
-    def limit(self, seq_id: int, num_tokens: int) -> int:
-        return self._random.randint(0, 6)
-
-    def propose(self, requests: Sequence[DraftRequest]) -> list[tuple[int, ...]]:
+    def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
         self.live.update(request.seq_id for request in requests)
         return [self._drafts(request) for request in requests]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
-        assert all(0 <= verdict.num_accepted <= len(verdict.drafts) for verdict in verdicts)
+        assert all(0 <= verdict.num_accepted <= len(verdict.draft.token_ids) for verdict in verdicts)
 
     def forget(self, seq_id: int) -> None:
         self.live.discard(seq_id)
 
-    def _drafts(self, request: DraftRequest) -> tuple[int, ...]:
+    def _drafts(self, request: DraftRequest) -> Draft:
         context = list(request.token_ids)
-        for _ in range(self._random.randint(0, request.num_drafts)):
+        for _ in range(self._random.randint(0, min(6, request.max_drafts))):
             is_right = self._random.random() < 0.7
             context.append(int(context_logits(context, VOCAB).argmax()) if is_right else self._random.randrange(VOCAB))
-        return tuple(context[len(request.token_ids) :])
+        drafts = tuple(context[len(request.token_ids) :])
+        return Draft(drafts, tuple(self._random.random() for _ in drafts))
 
 
 class Traffic:
@@ -91,7 +90,8 @@ class Traffic:
             device=torch.device("cpu"),
         )
         self.runner = ContextRunner(num_blocks, block_size, VOCAB)
-        self.core = EngineCore(settings, self.runner, word_tokenizer(VOCAB), self.drafter)
+        speculation = speculating({"ngram": self.drafter}, 6) if self.drafter else None
+        self.core = EngineCore(settings, self.runner, word_tokenizer(VOCAB), speculation)
         self.wanted: dict[int, GenerateRequest] = {}
         self.tokens: dict[tuple[int, int], list[int]] = {}
         self.last: dict[tuple[int, int], Delta] = {}

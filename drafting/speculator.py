@@ -1,0 +1,237 @@
+"""Speculation for a batch: ask the drafters, buy what pays, learn from what came of it.
+
+    plan     every lookup is asked, since that costs nothing; lengths are ordered     (before blocks are reserved)
+    draft    the model drafts where it was ordered to; what is verified is chosen     (blocks are reserved)
+    observe  every draft at hand, bought or not, is compared with what was emitted    (after the step)
+
+Judging what was not bought as well keeps the estimates free of selection: a drafter that is off is still known. For the
+model, which costs something, a small share of the time is kept for drafts that are made to be judged only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from drafting.acceptance import Acceptance
+from drafting.draft_length import LengthPolicy, Market, Option, Order, survivals
+from drafting.draft_model import DraftModel
+from drafting.prices import Load, Prices, per_step
+from drafting.protocol import Draft, Drafter, DraftRequest, Source, Verdict
+
+# The share of time spent on single drafts of an idle model, and how much of it may be saved up.
+_PROBE_SHARE = 0.005
+_MAX_CREDIT_S = 5.0
+# Costs at one load alone do not tell the base from the slope: of the first steps every third is plain, and later one
+# now and then.
+_NUM_EARLY_STEPS = 24
+_EARLY_PERIOD = 3
+_PLAIN_PERIOD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """A draft to be verified, and who made it."""
+
+    source: Source
+    draft: Draft
+
+
+@dataclass(slots=True)
+class _Case:
+    """A sequence in the step under way, and every draft made for it."""
+
+    request: DraftRequest
+    at_hand: dict[Source, Draft] = field(default_factory=dict)
+    order: Order = field(default_factory=Order)
+
+
+class Speculator:
+    """Combines drafters under one length policy. One thread calls, in the order plan, draft, observe.
+
+    `lookups` are the drafters that cost nothing, by source; they and `policy` may be replaced between two steps.
+    `acceptance` has an entry for each of them, and for the model's drafts.
+    """
+
+    def __init__(
+        self,
+        policy: LengthPolicy,
+        lookups: dict[Source, Drafter],
+        model: DraftModel | None,
+        acceptance: Mapping[Source, Acceptance],
+        prices: Prices,
+    ) -> None:
+        self.policy = policy
+        self.lookups = lookups
+        self._model = model
+        self._acceptance = acceptance
+        self._prices = prices
+        self._cases: dict[int, _Case] = {}
+        self._load = Load(0, 0, 0, 0)
+        self._market: Market | None = None
+        self._credit_s = 0.0
+        self._num_steps = _NUM_EARLY_STEPS if prices.verify.is_known else 0
+        self._num_since_plain = 0
+        self._num_probes = 0
+        self._probed: int | None = None
+
+    @property
+    def sources(self) -> frozenset[Source]:
+        """The drafters there are."""
+        return frozenset(self._acceptance)
+
+    @property
+    def num_tracked(self) -> int:
+        """Sequences with a draft that is not judged yet."""
+        return len(self._cases)
+
+    def plan(self, requests: Sequence[DraftRequest], load: Load) -> list[int]:
+        """How many drafts to reserve room for, for each request in order; at most its `max_drafts`."""
+        self._load = load
+        self._cases = {request.seq_id: _Case(request) for request in requests}
+        cases = list(self._cases.values())
+        if not cases:
+            return []
+        self._look_up(cases)
+        if self._prices.verify.is_known and not (self.policy.explores and self._is_plain_due()):
+            max_drafts = sum(request.max_drafts for request in requests)
+            self._market = self._prices.market(load, max_drafts)
+            orders = self.policy.order([self._option(case) for case in cases], self._market)
+            for case, order in zip(cases, orders, strict=True):
+                case.order = order
+        self._order_probe(cases)
+        return [case.order.num_drafts for case in cases]
+
+    def draft(self, granted: Mapping[int, int]) -> dict[int, Chosen]:
+        """Drafts to verify by sequence, of at most the granted lengths; sequences without one are left out.
+
+        `granted` has an entry for each sequence of the plan that is still in the step. Blocks for so many tokens after
+        the sequence's own are reserved.
+        """
+        self._ask_model(granted)
+        chosen = {}
+        for seq_id, count in granted.items():
+            case = self._cases[seq_id]
+            options = [Chosen(source, draft.first(count)) for source, draft in case.at_hand.items()]
+            if count and options:
+                chosen[seq_id] = max(options, key=lambda one: sum(self._survivals(seq_id, one)))
+        if not (chosen and self._market):
+            return {}
+        lengths = self.policy.keep([self._survivals(*item) for item in chosen.items()], self._market)
+        kept = {
+            seq_id: Chosen(one.source, one.draft.first(length))
+            for (seq_id, one), length in zip(chosen.items(), lengths, strict=True)
+        }
+        return {seq_id: one for seq_id, one in kept.items() if one.draft.token_ids}
+
+    def observe(self, verdicts: Sequence[Verdict], num_tokens: int, verify_s: float) -> None:
+        """Learn from a step: what it emitted, and that its forward of `num_tokens` took `verify_s` seconds."""
+        load = self._load
+        if num_tokens:
+            self._prices.verify.observe(num_tokens, load.num_seqs, load.num_kv_tokens, verify_s)
+        if self._cases:
+            self._num_steps += 1
+            self._num_since_plain = 0 if num_tokens == load.num_tokens else self._num_since_plain + 1
+        self._credit_s = min(self._credit_s + _PROBE_SHARE * verify_s, _MAX_CREDIT_S)
+        for drafter in self.lookups.values():
+            drafter.observe(verdicts)
+        for verdict in verdicts:
+            case = self._cases.get(verdict.seq_id)
+            if case is not None:
+                self._judge(case, verdict)
+        self._cases.clear()
+        self._market = None
+
+    def forget(self, seq_id: int) -> None:
+        """Drop all state of a sequence that has ended."""
+        self._cases.pop(seq_id, None)
+        for drafter in self.lookups.values():
+            drafter.forget(seq_id)
+        if self._model is not None:
+            self._model.forget(seq_id)
+        for acceptance in self._acceptance.values():
+            acceptance.forget(seq_id)
+
+    def state(self) -> dict[str, Any]:
+        """What was learnt, fit for JSON: costs, and acceptance by source."""
+        return {
+            "prices": self._prices.state(),
+            "acceptance": {source: acceptance.state() for source, acceptance in self._acceptance.items()},
+        }
+
+    def plain_s(self, load: Load, num_emitted: int) -> float:
+        """See Prices.plain_s."""
+        return self._prices.plain_s(load, num_emitted)
+
+    def _is_plain_due(self) -> bool:
+        if self._num_steps < _NUM_EARLY_STEPS:
+            return self._num_steps % _EARLY_PERIOD == 0
+        return self._num_since_plain >= _PLAIN_PERIOD
+
+    def _look_up(self, cases: Sequence[_Case]) -> None:
+        for source, drafter in self.lookups.items():
+            asked = [case for case in cases if case.request.source in (None, source)]
+            for case, draft in zip(asked, drafter.propose([case.request for case in asked]), strict=True):
+                if draft.token_ids:
+                    case.at_hand[source] = draft.first(case.request.max_drafts)
+
+    def _option(self, case: _Case) -> Option:
+        seq_id = case.request.seq_id
+        found = [self._survivals(seq_id, Chosen(*item)) for item in case.at_hand.items()]
+        best = max(found, key=sum, default=())
+        if self._model is None or case.request.source not in (None, "model"):
+            return Option(best)
+        rates = self._acceptance["model"].expected(seq_id, self._model.room(case.request))
+        reading_s = per_step(self._reading_s(case.request), case.request.num_left)
+        return Option(best, survivals(rates), reading_s)
+
+    def _reading_s(self, request: DraftRequest) -> float:
+        """What the model's catching up with a sequence costs."""
+        assert self._model is not None
+        return self._prices.reading_s(self._model.num_unread(request), len(request.token_ids))
+
+    def _survivals(self, seq_id: int, chosen: Chosen) -> tuple[float, ...]:
+        return survivals(self._acceptance[chosen.source].rates(seq_id, chosen.draft.beliefs))
+
+    def _order_probe(self, cases: Sequence[_Case]) -> None:
+        """Where the model is off, have it make a single draft for one sequence, as often as the saved time allows."""
+        self._probed = None
+        if self._model is None or not self.policy.explores or any(case.order.by_model for case in cases):
+            return
+        case = cases[self._num_probes % len(cases)]
+        if case.request.source not in (None, "model") or not self._model.room(case.request):
+            self._num_probes += 1
+            return
+        cost_s = self._prices.draft_s(self._load, 1, 1) + self._reading_s(case.request)
+        if cost_s > self._credit_s:
+            return
+        self._credit_s -= cost_s
+        self._num_probes += 1
+        self._probed = case.request.seq_id
+        case.order = replace(case.order, num_drafts=max(1, case.order.num_drafts))
+
+    def _ask_model(self, granted: Mapping[int, int]) -> None:
+        if self._model is None:
+            return
+        asked, floors = [], []
+        for seq_id, count in granted.items():
+            case = self._cases[seq_id]
+            is_probe = seq_id == self._probed
+            if count and (case.order.by_model or is_probe):
+                asked.append(replace(case.request, max_drafts=1 if is_probe else count))
+                floors.append(case.order.floor)
+        if asked:
+            for request, draft in zip(asked, self._model.propose(asked, floors), strict=True):
+                if draft.token_ids:
+                    self._cases[request.seq_id].at_hand["model"] = draft
+
+    def _judge(self, case: _Case, verdict: Verdict) -> None:
+        """Compare every draft at hand with what was emitted, as far as that goes."""
+        emitted = verdict.token_ids[len(verdict.token_ids) - verdict.num_new :]
+        for source, acceptance in self._acceptance.items():
+            draft = case.at_hand.get(source, Draft())
+            num_judged = min(len(draft.token_ids), len(emitted))
+            agrees = (a == b for a, b in zip(draft.token_ids, emitted, strict=False))
+            num_right = next((i for i, is_right in enumerate(agrees) if not is_right), num_judged)
+            acceptance.observe(case.request.seq_id, draft.beliefs, num_right, num_judged)

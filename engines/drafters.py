@@ -1,0 +1,143 @@
+"""Builds speculation from its configuration: lookups, the draft model with its memory, estimates that were kept."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from drafting.acceptance import Acceptance
+from drafting.cost import StepCost
+from drafting.draft_length import AdaptiveLength, FixedLength, LengthPolicy
+from drafting.draft_model import DraftModel
+from drafting.ngram import NgramDrafter
+from drafting.prediction import PredictionDrafter
+from drafting.prices import Prices
+from drafting.protocol import Drafter, Source
+from drafting.speculator import Speculator
+from drafting.suffix import SuffixDrafter
+from engines.attention.interface import AttentionBackend
+from engines.config import (
+    AutoDrafterConfig,
+    DrafterConfig,
+    LocalEngineConfig,
+    ModelDrafterConfig,
+    NoDrafterConfig,
+    SuffixDrafterConfig,
+)
+from engines.draft_reader import DraftReader
+from engines.errors import VocabularyMismatchError
+from engines.loading import LoadedModel, load_model, resolve_source
+from engines.model_runner import ModelRunner
+from engines.parity import probe
+from engines.speculation import SpeculativeDecoding
+from engines.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedDraftModel:
+    """A draft model that speaks the target's vocabulary."""
+
+    model: LoadedModel
+    name: str
+
+
+def load_draft_model(
+    config: LocalEngineConfig, tokenizer: Tokenizer, backend: AttentionBackend
+) -> LoadedDraftModel | None:
+    """The configured draft model, None where there is none.
+
+    It is loaded as the target is, and must pass the same parity probe. Raises ModelLoadError and its subclasses,
+    VocabularyMismatchError among them.
+    """
+    drafter = config.drafter
+    if not isinstance(drafter, ModelDrafterConfig | AutoDrafterConfig) or drafter.model is None:
+        return None
+    own = config.model_copy(update={"model": drafter.model, "revision": drafter.revision})
+    loaded = load_model(own)
+    check_vocabulary(tokenizer, Tokenizer.load(resolve_source(drafter.model), drafter.revision), drafter.model)
+    if loaded.vocab_size < len(tokenizer):
+        raise VocabularyMismatchError(
+            f"The draft model {drafter.model!r} has {loaded.vocab_size} logits for {len(tokenizer)} tokens."
+        )
+    if config.parity_probe:
+        probe(loaded, backend)
+    return LoadedDraftModel(loaded, drafter.model)
+
+
+def check_vocabulary(target: Tokenizer, draft: Tokenizer, name: str) -> None:
+    """Raise VocabularyMismatchError unless both tokenizers mean the same by every id: equal size is not enough."""
+    ours, theirs = target.vocabulary(), draft.vocabulary()
+    if ours == theirs:
+        return
+    token_id = next(i for i in range(max(len(target), len(draft))) if ours.get(i) != theirs.get(i))
+    meant = [_shown(vocabulary.get(token_id)) for vocabulary in (ours, theirs)]
+    raise VocabularyMismatchError(
+        f"The draft model {name!r} does not share the target's vocabulary: the target has {len(ours)} tokens, the "
+        f"draft {len(theirs)}; they first differ at id {token_id}, which is {meant[0]} to the target and {meant[1]} to "
+        "the draft."
+    )
+
+
+def make_speculation(
+    config: DrafterConfig,
+    draft: LoadedDraftModel | None,
+    runner: ModelRunner | None,
+    vocab_size: int,
+    device: torch.device,
+    kept: Mapping[str, Any] | None = None,
+) -> SpeculativeDecoding:
+    """Speculation as configured. `runner` runs `draft`; `kept` is what `Speculator.state` gave an earlier process."""
+    if isinstance(config, NoDrafterConfig):
+        return SpeculativeDecoding.off()
+    lookups = make_lookups(config)
+    sources: list[Source] = list(lookups)
+    if draft:
+        sources.append("model")
+    prices, acceptance = _learnt(kept, sources)
+    reader = model = None
+    if draft and runner:
+        longest = draft.model.max_position or runner.num_blocks * runner.block_size
+        reader = DraftReader(runner, max_position=longest, vocab_size=vocab_size, device=device)
+        model = DraftModel(reader, acceptance["model"], prices.draft)
+    policy = make_policy(config.draft_length)
+    speculator = Speculator(policy, lookups, model, acceptance, prices)
+    return SpeculativeDecoding(speculator, reader, config.max_draft_tokens)
+
+
+def make_lookups(config: DrafterConfig) -> dict[Source, Drafter]:
+    """The drafters that cost nothing, in the order in which they are asked."""
+    kinds: dict[Source, Drafter] = {}
+    if config.kind in ("prediction", "auto"):
+        kinds["prediction"] = PredictionDrafter()
+    if config.kind in ("ngram", "auto"):
+        kinds["ngram"] = NgramDrafter()
+    if isinstance(config, SuffixDrafterConfig | AutoDrafterConfig):
+        kinds["suffix"] = SuffixDrafter(max_history_tokens=config.max_history_tokens)
+    return kinds
+
+
+def make_policy(draft_length: int | str) -> LengthPolicy:
+    """The policy for a configured draft length."""
+    return FixedLength(draft_length) if isinstance(draft_length, int) else AdaptiveLength()
+
+
+def _learnt(kept: Mapping[str, Any] | None, sources: Sequence[Source]) -> tuple[Prices, dict[Source, Acceptance]]:
+    """Costs, and acceptance by source: kept ones if there are any that can be used, or else new ones."""
+    if kept is not None:
+        try:
+            states = [kept["prices"][name] for name in ("verify", "draft")]
+            costs = [StepCost.restore(state) if state else StepCost() for state in states]
+            return Prices(*costs), {source: Acceptance.restore(kept["acceptance"][source]) for source in sources}
+        except (KeyError, TypeError, ValueError) as error:
+            _log.warning("kept costs are not usable, so they are learnt anew: %r", error)
+    return Prices(StepCost(), StepCost()), {source: Acceptance() for source in sources}
+
+
+def _shown(token: str | None) -> str:
+    return "no token" if token is None else repr(token)
