@@ -8,6 +8,8 @@ Its next-token distribution is a point mass, which explains what each sampling p
   in the prompt takes its place.
 - logit_bias 100 would force a token that has no mass: UnsupportedParameterError. Smaller biases, temperature, top_k,
   top_p, min_p, the penalties and seed leave a point mass as it is.
+- There is no drafter. "auto" and "none" are content with that, so is any max_draft_tokens, and every token's provenance
+  is "target"; a named drafter or a prediction is an UnsupportedParameterError.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from engines.types import (
     FinishReason,
     GenerateRequest,
     ModelCard,
+    Piece,
     SamplingParams,
     TokenLogprob,
     TopLogprob,
@@ -121,7 +124,7 @@ class EchoEngine:
     def _admit(self, request: GenerateRequest) -> list[_Choice]:
         prompt = check_request(request, self._limits)
         eos = frozenset[int]() if request.sampling.ignore_eos else self._tokenizer.eos_token_ids
-        script = _Script(prompt, eos, request.sampling)
+        script = _Script(prompt, eos, request.sampling, request.speculation.provenance)
         if self._num_running + request.n > self._config.max_num_seqs:
             raise EngineOverloadedError(f"All of the engine's {self._config.max_num_seqs} sequences are taken.")
         self._num_prompt_tokens += len(prompt)
@@ -148,9 +151,12 @@ class _Script:
     Raises UnsupportedParameterError for a forced token, InvalidRequestError if the masks leave no token of the prompt.
     """
 
-    def __init__(self, prompt: tuple[int, ...], eos: frozenset[int], sampling: SamplingParams) -> None:
+    def __init__(
+        self, prompt: tuple[int, ...], eos: frozenset[int], sampling: SamplingParams, tells_provenance: bool
+    ) -> None:
         self.prompt = prompt
         self.sampling = sampling
+        self.tells_provenance = tells_provenance
         self.stop_ids = eos | frozenset(sampling.stop_token_ids)
         self._banned = frozenset(token_id for token_id, bias in sampling.logit_bias.items() if bias == -100)
         self._check()
@@ -192,6 +198,7 @@ class _Choice:
             text=text,
             token_ids=(token_id,),
             logprobs=self._logprobs(token_id),
+            provenance=(Piece(text, "target"),) if self._script.tells_provenance else None,
             finish_reason=finish,
             stop_reason=stop_reason,
             usage=Usage(len(self._script.prompt), self._num_tokens) if finish else None,

@@ -1,4 +1,4 @@
-"""Any OpenAI-compatible server as an engine: vLLM, TGI, TensorRT-LLM, llama.cpp, a hosted API. See remote_wire.py.
+"""Any OpenAI-compatible server as an engine: vLLM, TGI, TensorRT-LLM, llama.cpp, a hosted API.
 
 generate() -- POST, stream --> server
            <-- mailbox <-- pump task: events -> chunks -> deltas
@@ -32,7 +32,8 @@ from engines.errors import (
 from engines.mailbox import Mailbox
 from engines.remote_card import NO_MODEL_LIST, find_model, make_card
 from engines.remote_errors import status_error, transport_error
-from engines.remote_wire import ChunkReader, request_body
+from engines.remote_request import request_body
+from engines.remote_wire import ChunkReader
 from engines.types import Delta, EngineStats, GenerateRequest, ModelCard, TokenPrompt
 
 _log = logging.getLogger(__name__)
@@ -60,6 +61,8 @@ class RemoteEngine:
         self._num_prompt_tokens = 0
         self._num_cached_tokens = 0
         self._num_generated_tokens = 0
+        self._num_accepted_tokens = 0
+        self._num_drafted_tokens = 0
         self._num_finished = 0
         self._num_aborted = 0
 
@@ -106,6 +109,8 @@ class RemoteEngine:
             num_generated_tokens=self._num_generated_tokens,
             num_finished=self._num_finished,
             num_aborted=self._num_aborted,
+            num_drafted_tokens=self._num_drafted_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
         )
 
     async def check_health(self) -> None:
@@ -205,6 +210,9 @@ class RemoteEngine:
         self._num_prompt_tokens += usages[0].prompt_tokens
         self._num_cached_tokens += usages[0].cached_tokens
         self._num_generated_tokens += sum(usage.completion_tokens for usage in usages)
+        num_accepted = sum(usage.accepted_draft_tokens for usage in usages)
+        self._num_accepted_tokens += num_accepted
+        self._num_drafted_tokens += num_accepted + sum(usage.rejected_draft_tokens for usage in usages)
         if not has_usage and not self._warned_of_usage:
             self._warned_of_usage = True
             _log.warning("%s does not tell usage; token counts are reported as 0", self._where)

@@ -1,14 +1,10 @@
-"""OpenAI's wire format: a request as a body, a stream of chunks as deltas.
+"""OpenAI's wire format, inwards: a stream of chunks as deltas.
 
 Where the format is silent or servers differ:
 
-- Parameters are sent only where they differ from our default, so that a server that knows few accepts what it can. A
-  server with defaults of its own (vLLM takes them from a model's generation_config) applies those instead.
-- top_k, min_p, repetition_penalty, min_tokens, ignore_eos, stop_token_ids, priority and cache_salt are not OpenAI's;
-  they go out as vLLM names them, and a server that does not know one says so.
-- `usage` counts all choices together. For n > 1 the sum over our choices is exact; it is divided in proportion to the
-  tokens (with logprobs) or chunks that each choice received. Where a server sends no usage the counts are 0: not told,
-  rather than guessed.
+- `usage` counts all choices together, draft tokens as well. For n > 1 the sum over our choices is exact; it is divided
+  in proportion to the tokens (with logprobs) or chunks that each choice received. Where a server sends no usage the
+  counts are 0: not told, rather than guessed.
 - finish_reason "content_filter" is reported as "abort", since the server, not the model, ended the output. Anything
   else that was not asked for (tool calls) raises RemoteServerError.
 - Reasoning that a server sends apart from the content is not part of the completion's text.
@@ -17,24 +13,13 @@ Where the format is silent or servers differ:
 from __future__ import annotations
 
 from http import HTTPStatus
-from typing import Annotated, assert_never
+from typing import Annotated
 
 from pydantic import BaseModel, Field
 
-from engines.errors import EngineDeadError, RemoteServerError, UnsupportedParameterError
+from engines.errors import EngineDeadError, RemoteServerError
 from engines.remote_errors import event_error
-from engines.types import (
-    ChatPrompt,
-    Delta,
-    FinishReason,
-    GenerateRequest,
-    SamplingParams,
-    TextPrompt,
-    TokenLogprob,
-    TokenPrompt,
-    TopLogprob,
-    Usage,
-)
+from engines.types import Delta, FinishReason, GenerateRequest, TokenLogprob, TopLogprob, Usage
 
 _BAD_GATEWAY = HTTPStatus.BAD_GATEWAY.value  # the status of an answer that makes no sense
 _FINISH_REASONS: dict[str, FinishReason] = {
@@ -45,57 +30,6 @@ _FINISH_REASONS: dict[str, FinishReason] = {
     "abort": "abort",  # vLLM
     "content_filter": "abort",
 }
-_SAME_NAMED = frozenset(
-    {
-        *("temperature", "top_p", "presence_penalty", "frequency_penalty", "seed", "stop"),
-        *("top_k", "min_p", "repetition_penalty", "min_tokens", "ignore_eos", "stop_token_ids"),
-    }
-)
-
-
-def request_body(request: GenerateRequest, model: str, accepts_token_ids: bool) -> tuple[str, dict[str, object]]:
-    """Path below the base URL, and body. Raises UnsupportedParameterError for token ids that the server cannot take."""
-    path, prompt = _prompt(request, accepts_token_ids)
-    body: dict[str, object] = {"model": model, **prompt, "stream": True, "stream_options": {"include_usage": True}}
-    body |= _sampling(request.sampling, is_chat=isinstance(request.prompt, ChatPrompt))
-    optional = {"n": (request.n, 1), "priority": (request.priority, 0)}
-    body |= {name: value for name, (value, default) in optional.items() if value != default}
-    if request.cache_salt:
-        body["cache_salt"] = request.cache_salt
-    if request.user is not None:
-        body["user"] = request.user
-    return path, body
-
-
-def _prompt(request: GenerateRequest, accepts_token_ids: bool) -> tuple[str, dict[str, object]]:
-    match request.prompt:
-        case ChatPrompt(messages=messages):
-            return "chat/completions", {
-                "messages": [
-                    {"role": message.role, "content": message.content}
-                    | ({} if message.name is None else {"name": message.name})
-                    for message in messages
-                ]
-            }
-        case TextPrompt(text=text):
-            return "completions", {"prompt": text}
-        case TokenPrompt(token_ids=token_ids):
-            if not accepts_token_ids:
-                raise UnsupportedParameterError("This remote server takes text, not token ids.", "prompt")
-            return "completions", {"prompt": list(token_ids)}
-        case _:
-            assert_never(request.prompt)
-
-
-def _sampling(sampling: SamplingParams, is_chat: bool) -> dict[str, object]:
-    body: dict[str, object] = {"max_tokens": sampling.max_tokens}
-    # JSON mode makes lists of the tuples.
-    body |= sampling.model_dump(mode="json", include=set(_SAME_NAMED), exclude_defaults=True)
-    if sampling.logit_bias:
-        body["logit_bias"] = {str(token_id): bias for token_id, bias in sampling.logit_bias.items()}
-    if sampling.logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": sampling.logprobs} if is_chat else {"logprobs": sampling.logprobs}
-    return body
 
 
 class _ChatCandidate(BaseModel):
@@ -160,14 +94,26 @@ class _CachedTokens(BaseModel):
     cached_tokens: int | None = None
 
 
+class _DraftTokens(BaseModel):
+    accepted_prediction_tokens: int | None = None
+    rejected_prediction_tokens: int | None = None
+
+
 class _WireUsage(BaseModel):
     prompt_tokens: int = 0
     completion_tokens: int = 0
     prompt_tokens_details: _CachedTokens | None = None
+    completion_tokens_details: _DraftTokens | None = None
 
     @property
     def cached_tokens(self) -> int:
         return (self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None) or 0
+
+    @property
+    def draft_tokens(self) -> tuple[int, int]:
+        """Accepted and rejected."""
+        told = self.completion_tokens_details or _DraftTokens()
+        return told.accepted_prediction_tokens or 0, told.rejected_prediction_tokens or 0
 
 
 class _Chunk(BaseModel):
@@ -239,8 +185,13 @@ class ChunkReader:
     def _share(self, usage: _WireUsage, index: int) -> Usage:
         """The rounding errors of running sums cancel out, so the shares add up to the whole."""
         weights = self._weights if any(self._weights) else [1] * len(self._weights)
-        until, after = (usage.completion_tokens * sum(weights[:i]) // sum(weights) for i in (index, index + 1))
-        return Usage(usage.prompt_tokens, after - until, usage.cached_tokens)
+
+        def share(count: int) -> int:
+            until, after = (count * sum(weights[:i]) // sum(weights) for i in (index, index + 1))
+            return after - until
+
+        accepted, rejected = map(share, usage.draft_tokens)
+        return Usage(usage.prompt_tokens, share(usage.completion_tokens), usage.cached_tokens, accepted, rejected)
 
 
 def _finish_reason(told: str) -> FinishReason:

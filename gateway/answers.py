@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from engines.errors import EngineDeadError
-from engines.types import Delta, TokenLogprob, TopLogprob, Usage
+from engines.types import Delta, Piece, TokenLogprob, TopLogprob, Usage
 
 JsonObject = dict[str, object]
 
@@ -60,13 +60,16 @@ class ChatFormat:
         self._opened: set[int] = set()
 
     def chunks(self, delta: Delta) -> Iterator[JsonObject]:
+        nobody = _provenance(None if delta.provenance is None else ())
         if delta.index not in self._opened:
             self._opened.add(delta.index)
-            yield self._chunk([_chat_choice(delta.index, {"role": "assistant", "content": ""})])
-        if delta.text or delta.logprobs:
-            yield self._chunk([_chat_choice(delta.index, {"content": delta.text}, logprobs=delta.logprobs)])
+            yield self._chunk([_chat_choice(delta.index, {"role": "assistant", "content": ""}) | nobody])
+        # A token without text of its own still has its log-probability and its origin to tell.
+        if delta.text or delta.logprobs or delta.provenance:
+            choice = _chat_choice(delta.index, {"content": delta.text}, logprobs=delta.logprobs)
+            yield self._chunk([choice | _provenance(delta.provenance)])
         if delta.finish_reason is not None:
-            yield self._chunk([_chat_choice(delta.index, {}, finish_reason=_finish_reason(delta))])
+            yield self._chunk([_chat_choice(delta.index, {}, finish_reason=_finish_reason(delta)) | nobody])
 
     def usage_chunk(self, usage: JsonObject) -> JsonObject:
         return self._chunk([]) | {"usage": usage}
@@ -85,7 +88,7 @@ class ChatFormat:
             "message": {"role": "assistant", "content": choice.text, "refusal": None},
             "logprobs": _chat_logprobs(choice.logprobs),
             "finish_reason": _finish_reason(choice),
-        }
+        } | _provenance(choice.provenance)
 
     def _chunk(self, choices: list[JsonObject]) -> JsonObject:
         usage: JsonObject = {"usage": None} if self._include_usage else {}
@@ -103,18 +106,25 @@ class CompletionFormat:
     _offsets: dict[int, int] = field(default_factory=dict)
 
     def chunks(self, delta: Delta) -> Iterator[JsonObject]:
-        text = delta.text if delta.index in self._offsets else self._echo(delta.index) + delta.text
-        if text or delta.logprobs or delta.finish_reason is not None:
-            logprobs = self._logprobs(delta)
+        echo = "" if delta.index in self._offsets else self._echo(delta.index)
+        if echo or delta.text or delta.logprobs or delta.provenance or delta.finish_reason is not None:
             usage: JsonObject = {"usage": None} if self.include_usage else {}
-            yield _body(self.header, "text_completion", [_text_choice(delta, text, logprobs)]) | usage
+            yield _body(self.header, "text_completion", [self._choice(delta, echo)]) | usage
 
     def usage_chunk(self, usage: JsonObject) -> JsonObject:
         return _body(self.header, "text_completion", []) | {"usage": usage}
 
     def whole(self, choices: Sequence[Delta], usage: JsonObject) -> JsonObject:
-        told = [_text_choice(c, self._echo(c.index) + c.text, self._logprobs(c)) for c in choices]
+        told = [self._choice(choice, self._echo(choice.index)) for choice in choices]
         return _body(self.header, "text_completion", told) | {"usage": usage}
+
+    def _choice(self, delta: Delta, echo: str) -> JsonObject:
+        return {
+            "index": delta.index,
+            "text": echo + delta.text,
+            "logprobs": self._logprobs(delta),
+            "finish_reason": None if delta.finish_reason is None else _finish_reason(delta),
+        } | _provenance(delta.provenance, echo)
 
     def _echo(self, index: int) -> str:
         return self.echoes[index] if self.echoes else ""
@@ -148,6 +158,11 @@ def usage_body(usages: Sequence[Usage], n: int) -> JsonObject:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages[::n])},
+        # OpenAI's names. Whoever drafted them, predictions or others; rejected tokens are not in `completion_tokens`.
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": sum(usage.accepted_draft_tokens for usage in usages),
+            "rejected_prediction_tokens": sum(usage.rejected_draft_tokens for usage in usages),
+        },
     }
 
 
@@ -176,9 +191,12 @@ def _chat_choice(
     }
 
 
-def _text_choice(delta: Delta, text: str, logprobs: JsonObject | None) -> JsonObject:
-    reason = None if delta.finish_reason is None else _finish_reason(delta)
-    return {"index": delta.index, "text": text, "logprobs": logprobs, "finish_reason": reason}
+def _provenance(pieces: Sequence[Piece] | None, echo: str = "") -> JsonObject:
+    """Who found which token, if that was asked for. The texts together are the choice's text, the echo included."""
+    if pieces is None:
+        return {}
+    told = [Piece(echo, "prompt")] * bool(echo) + list(pieces)
+    return {"provenance": [{"text": piece.text, "source": piece.source} for piece in told]}
 
 
 def _finish_reason(delta: Delta) -> str:

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engines.config import EchoEngineConfig, LocalEngineConfig, RemoteEngineConfig
+from engines.config import (
+    AutoDrafterConfig,
+    DrafterConfig,
+    EchoEngineConfig,
+    LocalEngineConfig,
+    ModelDrafterConfig,
+    RemoteEngineConfig,
+)
 from engines.errors import ModelLoadError
 from gateway.config import GatewayConfig, ModelConfig
 from gateway.errors import ConfigError
@@ -22,17 +29,23 @@ _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.
 
 @dataclass(frozen=True, slots=True)
 class ModelSummary:
-    """One served model in a line. `weight_bytes` is what its files hold, 0 where there are none here."""
+    """One served model in a line.
+
+    `weight_bytes` is what its files and its draft model's hold, 0 where there are none here. `drafter` is empty where
+    drafting is not ours to configure.
+    """
 
     name: str
     kind: str
     source: str
     num_replicas: int
     weight_bytes: int
+    drafter: str = ""
 
     def text(self) -> str:
         size = f", {self.weight_bytes / 1e6:,.0f} MB of weights" if self.weight_bytes else ""
-        return f"{self.name}: {self.kind} {self.source}{size}, {self.num_replicas} replica(s)"
+        drafter = f", drafter {self.drafter}" if self.drafter else ""
+        return f"{self.name}: {self.kind} {self.source}{drafter}{size}, {self.num_replicas} replica(s)"
 
     def as_dict(self) -> dict[str, str | int]:
         return asdict(self)
@@ -49,30 +62,49 @@ def check_file(file: ServeFile) -> list[ModelSummary]:
 
 def _check_model(model: ModelConfig) -> ModelSummary:
     engine = model.engine
-    weight_bytes = 0
+    weight_bytes, drafter = 0, ""
     match engine:
         case LocalEngineConfig():
             source, weight_bytes = _check_local(model.name, engine)
+            drafter, draft_bytes = _check_drafter(model.name, engine.drafter)
+            weight_bytes += draft_bytes
         case RemoteEngineConfig():
             source = f"{engine.model} at {engine.base_url}"
             if engine.api_key_env is not None and engine.api_key_env not in os.environ:
                 raise ConfigError(f"{model.name}: the environment variable {engine.api_key_env} is not set.")
         case EchoEngineConfig():
             source = engine.model
-    return ModelSummary(model.name, engine.kind, source, model.num_replicas, weight_bytes)
+    return ModelSummary(model.name, engine.kind, source, model.num_replicas, weight_bytes, drafter)
 
 
 def _check_local(name: str, engine: LocalEngineConfig) -> tuple[str, int]:
-    """Where the model is and how large its weights are, in bytes. A hub id is left to the engine."""
-    from transformers import AutoConfig
-
-    from engines.loading import check_servable, resolve_device, resolve_source  # torch takes seconds to import
+    from engines.loading import resolve_device  # torch takes seconds to import
 
     try:
         resolve_device(engine.device)
-        folder = Path(resolve_source(engine.model))
+    except ModelLoadError as error:
+        raise ConfigError(f"{name}: {error.message}") from error
+    return _check_folder(name, engine.model)
+
+
+def _check_drafter(name: str, drafter: DrafterConfig) -> tuple[str, int]:
+    """The drafter in words, and how large its weights are, in bytes. Vocabularies are compared when it is loaded."""
+    if not isinstance(drafter, AutoDrafterConfig | ModelDrafterConfig) or drafter.model is None:
+        return drafter.kind, 0
+    source, weight_bytes = _check_folder(f"{name}: drafter", drafter.model)
+    return f"{drafter.kind} with {source}", weight_bytes
+
+
+def _check_folder(name: str, model: str) -> tuple[str, int]:
+    """Where a model is and how large its weights are, in bytes. A hub id is left to the engine."""
+    from transformers import AutoConfig
+
+    from engines.loading import check_servable, resolve_source  # torch takes seconds to import
+
+    try:
+        folder = Path(resolve_source(model))
         if not folder.is_dir():
-            return engine.model, 0
+            return model, 0
         if not (folder / "config.json").is_file():
             raise ModelLoadError(f"{folder} has no config.json.")
         check_servable(AutoConfig.from_pretrained(folder))

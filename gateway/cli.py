@@ -83,13 +83,18 @@ def chat(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, help="limit of one answer; the context's if not given")
     ] = None,
+    show_drafts: Annotated[
+        bool, typer.Option(help="colour the tokens that were drafted, where the server tells them apart")
+    ] = True,
 ) -> None:
     """Talk to a running gateway. Ctrl-C stops the answer, Ctrl-D ends the conversation."""
-    from gateway.chat import Chat, ChatError
+    from gateway.chat import Chat
+    from gateway.chat_answer import ChatError
+    from gateway.terminal import Terminal
 
     try:
-        with Chat(url, model, temperature, max_tokens) as conversation:
-            conversation.run(_console, system)
+        with Chat(url, model, temperature, max_tokens, show_drafts) as conversation:
+            Terminal(conversation, _console).run(system)
     except ChatError as error:
         _fail(error.message)
 

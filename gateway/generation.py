@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from engines.errors import ContextLengthError
 from engines.protocol import Engine
-from engines.types import Delta, GenerateRequest, ModelCard, Prompt, TokenPrompt
+from engines.types import Delta, GenerateRequest, ModelCard, Prompt, TextPrompt, TokenPrompt
 from gateway.config import HttpConfig
 from gateway.errors import BadRequestError
 from gateway.fleet import ServedModel
@@ -29,11 +29,22 @@ async def prompts_of(request: ChatCompletionRequest | CompletionRequest, model: 
     return [await model.prompts.text(prompt) for prompt in request.prompts()]
 
 
+async def prediction_of(
+    request: ChatCompletionRequest | CompletionRequest, model: ServedModel
+) -> TokenPrompt | TextPrompt | None:
+    """The request's prediction as this model's engine takes it. It is no part of any prompt."""
+    return await model.prompts.prediction(request.predicted_text, model.card.max_model_len)
+
+
 def engine_requests(
-    request: ChatCompletionRequest | CompletionRequest, prompts: Sequence[Prompt], card: ModelCard, limits: HttpConfig
+    request: ChatCompletionRequest | CompletionRequest,
+    prompts: Sequence[Prompt],
+    prediction: TokenPrompt | TextPrompt | None,
+    card: ModelCard,
+    limits: HttpConfig,
 ) -> list[GenerateRequest]:
-    """One engine request per prompt. Raises BadRequestError, ContextLengthError: what can be told before asking
-    the engine."""
+    """One engine request per prompt, all with the same prediction. Raises BadRequestError, ContextLengthError: what
+    can be told before asking the engine."""
     _check_counts(request, len(prompts), card, limits)
     prefix = uuid.uuid4().hex
     return [
@@ -45,6 +56,8 @@ def engine_requests(
             priority=request.priority or 0,
             cache_salt=request.cache_salt or "",
             user=request.end_user,
+            speculation=request.drafting(),
+            prediction=prediction,
         )
         for i, prompt in enumerate(prompts)
     ]

@@ -22,7 +22,7 @@ from gateway.disconnect import cancelled_on_disconnect
 from gateway.door import Slots, read_body
 from gateway.errors import GatewayError, InternalError, RequestTimeoutError, describe
 from gateway.fleet import Fleet, ServedModel
-from gateway.generation import Items, engine_requests, merged, prompts_of
+from gateway.generation import Items, engine_requests, merged, prediction_of, prompts_of
 from gateway.metrics import Metrics
 from gateway.openai import ChatCompletionRequest, CompletionRequest, parse
 from gateway.sse import DONE, EventStream, error_event, event
@@ -78,7 +78,8 @@ class Ingress:
         trace.serve(model.name, bool(request.stream), request.end_user, getattr(request, "metadata", None))
         prompts = await prompts_of(request, model)
         trace.prompt_tokens(sum(len(prompt.token_ids) for prompt in prompts if isinstance(prompt, TokenPrompt)))
-        asked = engine_requests(request, prompts, model.card, self._limits)
+        prediction = await prediction_of(request, model)
+        asked = engine_requests(request, prompts, prediction, model.card, self._limits)
         items = trace.observe(_within(merged(model.engine, asked), self._limits.request_timeout_s))
         resources.push_async_callback(items.aclose)
         form = self._format(request, model, prompts)

@@ -1,21 +1,18 @@
-"""What Prometheus may ask: requests, times, tokens, and the engines' own counters.
+"""What Prometheus may ask: requests, times, tokens, and the engines' own numbers (engine_metrics.py).
 
 Counters are those of this ingress process. Behind several ingress replicas every scrape meets one of them, so each
-labels its series with its own name; rates stay right per series. Engine gauges are read at scrape time and summed over
-a model's replicas.
+labels its series with its own name; rates stay right per series.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import fields
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
 
 from engines.types import EngineStats
+from gateway.engine_metrics import EngineCollector
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 _NAMESPACE = "outrider"
@@ -61,24 +58,10 @@ class Metrics:
 
     def exposition(self, engines: Mapping[str, EngineStats]) -> bytes:
         """Prometheus' text format: our counters, and these engines' numbers."""
-        return generate_latest(self._registry) + generate_latest(_EngineCollector(engines))
+        return generate_latest(self._registry) + generate_latest(EngineCollector(engines))
 
     def _counter(self, name: str, text: str, labels: tuple[str, ...]) -> Counter:
         return Counter(name, text, labels, _NAMESPACE, registry=self._registry)
 
     def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
         return Histogram(name, text, ("ingress", "model"), _NAMESPACE, registry=self._registry, buckets=buckets)
-
-
-class _EngineCollector(Collector):
-    """Engine snapshots as gauges: they fall to zero when a replica restarts, which a counter must not."""
-
-    def __init__(self, engines: Mapping[str, EngineStats]) -> None:
-        self._engines = engines
-
-    def collect(self) -> Iterable[Metric]:
-        for name in (field.name for field in fields(EngineStats)):
-            family = GaugeMetricFamily(f"outrider_engine_{name}", "Engine: " + name.replace("_", " "), labels=["model"])
-            for model, stats in self._engines.items():
-                family.add_metric([model], getattr(stats, name))
-            yield family

@@ -6,19 +6,17 @@ client which spells out OpenAI's defaults is served and any other value is answe
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from engines.types import SamplingParams
+from engines.types import DrafterChoice, SamplingParams, SpeculationParams
 from gateway.errors import BadRequestError, UnknownModelError
+from gateway.refusals import explained, out_of_range, shortened
 
 RequestT = TypeVar("RequestT", bound=BaseModel)
 JsonValue = object
-# Characters of a caller's own words that a message repeats.
-_MAX_ECHO = 100
 _MAX_MODEL_NAME = 128  # gateway.config's limit, so that no model has a longer one
 
 
@@ -42,16 +40,15 @@ def _not_empty(value: str) -> str:
 
 def _model_name(value: str) -> str:
     if len(value) > _MAX_MODEL_NAME:
-        raise UnknownModelError(_shortened(value))
+        raise UnknownModelError(shortened(value))
     return value
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _MAX_ECHO else text[:_MAX_ECHO] + "..."
 
 
 # Far above any vocabulary and any context, far below what would fill an error message.
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+# One mistake is told, so a list of a million is not searched for the others.
+FAIL_FAST = Field(fail_fast=True)
+TokenIds = Annotated[tuple[TokenId, ...], FAIL_FAST]
 Count = Annotated[int, Field(lt=2**31)]
 ModelName = Annotated[str, AfterValidator(_model_name)]
 Stop = Annotated[str, AfterValidator(_not_empty)]
@@ -72,7 +69,7 @@ class Message(_Model):
     """One turn. Parts are joined by newlines. Tools are not supported, and so neither are their calls and answers."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[tuple[TextPart, ...], Field(min_length=1)]
+    content: str | Annotated[tuple[TextPart, ...], Field(min_length=1, fail_fast=True)]
     name: str | None = Field(default=None, description="handed to the chat template")
     tool_calls: Annotated[JsonValue, only([])] = None
     tool_call_id: Refused = None
@@ -83,6 +80,25 @@ class Message(_Model):
     @property
     def text(self) -> str:
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+
+class Prediction(_Model):
+    """Output that the client expects, as a hint. Its parts are one text in pieces: nothing is put between them."""
+
+    type: Literal["content"]
+    content: str | Annotated[tuple[TextPart, ...], FAIL_FAST]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class Speculation(_Model):
+    """SpeculationParams as JSON."""
+
+    drafter: DrafterChoice | None = Field(default=None, description="auto: whatever pays; none: plain decoding")
+    max_draft_tokens: Count | None = Field(default=None, ge=0, description="per step; the engine's own bound holds too")
+    provenance: bool | None = Field(default=None, description="tell with each token who found it")
 
 
 class StreamOptions(_Model):
@@ -102,7 +118,7 @@ class _GenerationRequest(_Model):
     n: int | None = Field(default=None, ge=1)
     presence_penalty: float | None = None
     seed: int | None = None
-    stop: Stop | tuple[Stop, ...] | None = Field(default=None)
+    stop: Stop | Annotated[tuple[Stop, ...], FAIL_FAST] | None = Field(default=None)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: float | None = Field(default=None, ge=0.0, le=2.0)
@@ -112,16 +128,24 @@ class _GenerationRequest(_Model):
     top_k: int | None = Field(default=None, description="0 or -1 keeps all")
     min_p: float | None = None
     repetition_penalty: float | None = None
-    stop_token_ids: tuple[TokenId, ...] | None = None
+    stop_token_ids: TokenIds | None = None
     ignore_eos: bool | None = None
     min_tokens: Count | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000, description="smaller runs first")
     cache_salt: str | None = Field(default=None, max_length=512, description="separates prefix caches")
+    prediction: Prediction | None = Field(default=None, description="OpenAI's, though of chats alone there")
+    speculation: Speculation | None = None
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> _GenerationRequest:
         if self.stream_options is not None and not self.stream:
             raise ValueError("`stream_options` is allowed only when `stream` is true")
+        return self
+
+    @model_validator(mode="after")
+    def _check_speculation(self) -> _GenerationRequest:
+        if self.speculation is not None and self.speculation.drafter == "prediction" and not self.predicted_text:
+            raise ValueError('`speculation.drafter` is "prediction", but there is no `prediction`, or an empty one')
         return self
 
     @property
@@ -135,6 +159,16 @@ class _GenerationRequest(_Model):
     @property
     def end_user(self) -> str | None:
         return self.user
+
+    @property
+    def predicted_text(self) -> str:
+        """Empty: no prediction."""
+        return "" if self.prediction is None else self.prediction.text
+
+    def drafting(self) -> SpeculationParams:
+        """How to be drafted for, defaults filled in."""
+        asked = {} if self.speculation is None else self.speculation.model_dump(exclude_none=True)
+        return SpeculationParams.model_validate(asked)
 
     def wanted_tokens(self) -> int | None:
         """The completion's limit as asked for; None: whatever the context leaves."""
@@ -160,7 +194,7 @@ class _GenerationRequest(_Model):
         try:
             return SamplingParams.model_validate({name: value for name, value in asked.items() if value is not None})
         except ValidationError as error:
-            raise _out_of_range(error, self.renamed()) from error
+            raise out_of_range(error, self.renamed()) from error
 
 
 _SAME_NAME = frozenset(SamplingParams.model_fields) - {"max_tokens", "logprobs", "stop", "top_k"}
@@ -171,7 +205,7 @@ class ChatCompletionRequest(_GenerationRequest):
 
     prompt_field: ClassVar[str] = "messages"
 
-    messages: tuple[Message, ...] = Field(min_length=1)
+    messages: tuple[Message, ...] = Field(min_length=1, fail_fast=True)
     logprobs: bool | None = None
     top_logprobs: int | None = None
     max_completion_tokens: Count | None = None
@@ -185,7 +219,6 @@ class ChatCompletionRequest(_GenerationRequest):
     modalities: Annotated[JsonValue, only(["text"])] = None
     moderation: Refused = None
     parallel_tool_calls: Annotated[JsonValue, only(True)] = None
-    prediction: Refused = None
     prompt_cache_key: Refused = None
     prompt_cache_options: Refused = None
     prompt_cache_retention: Annotated[JsonValue, only("in_memory")] = None
@@ -225,7 +258,7 @@ class CompletionRequest(_GenerationRequest):
 
     prompt_field: ClassVar[str] = "prompt"
 
-    prompt: str | tuple[str, ...] | tuple[TokenId, ...] | tuple[tuple[TokenId, ...], ...]
+    prompt: str | Annotated[tuple[str, ...], FAIL_FAST] | TokenIds | Annotated[tuple[TokenIds, ...], FAIL_FAST]
     best_of: int | None = Field(default=None, ge=1, description="no more than `n`: nothing is drawn to be thrown away")
     echo: bool | None = None
     logprobs: int | None = None
@@ -262,63 +295,9 @@ def parse(request_class: type[RequestT], body: bytes) -> RequestT:
     try:
         return request_class.model_validate_json(body)
     except ValidationError as error:
-        raise _explain(error, body) from error
+        raise explained(error, body) from error
 
 
 def _same_or_absent(newer: str, new: object, older: str, old: object) -> None:
     if new is not None and old is not None and new != old:
         raise ValueError(f"`{newer}` and `{older}` mean the same but differ")
-
-
-def _explain(error: ValidationError, body: bytes) -> BadRequestError:
-    details = error.errors(include_url=False, include_input=False)
-    if details[0]["type"] == "json_invalid":
-        return BadRequestError(f"The request body is not valid JSON: {details[0]['ctx']['error']}.")
-    raw = json.loads(body)
-    # A union reports every member's failure; the one that got deepest into the input is the one that was meant.
-    paths = [_path(detail["loc"], raw, missing=detail["type"] == "missing") for detail in details]
-    # Of the equally deep, one that liked the type was meant.
-    ranks = [(len(path), not detail["type"].endswith("_type")) for path, detail in zip(paths, details, strict=True)]
-    best = ranks.index(max(ranks))
-    return _bad_field(_render(paths[best]), details[best]["type"], details[best]["msg"])
-
-
-def _path(loc: Sequence[int | str], raw: JsonValue, missing: bool) -> list[int | str]:
-    """`loc` without the union tags that pydantic puts between the keys of the input."""
-    path: list[int | str] = []
-    for place, part in enumerate(loc):
-        inside = raw if isinstance(raw, dict) else dict(enumerate(raw)) if isinstance(raw, list) else {}
-        if part in inside:
-            path.append(part)
-            raw = inside[part]
-        elif missing and place == len(loc) - 1:
-            path.append(part)
-    return path
-
-
-def _render(path: Sequence[int | str]) -> str | None:
-    text = "".join(f"[{part}]" if isinstance(part, int) else f".{_shortened(part)}" for part in path)
-    return text.lstrip(".") or None
-
-
-def _bad_field(param: str | None, kind: str, message: str) -> BadRequestError:
-    message = message.removeprefix("Value error, ").replace("Tuple should", "The list should")
-    if param is None:
-        return BadRequestError(f"Invalid request: {message}.", param=_quoted_name(message))
-    if kind == "extra_forbidden":
-        return BadRequestError(f"Unrecognized request argument: `{param}`.", param=param, code="unknown_parameter")
-    if kind == "missing":
-        return BadRequestError(f"Missing required parameter: `{param}`.", param, "missing_required_parameter")
-    code = "unsupported_parameter" if "not supported" in message else "invalid_value"
-    return BadRequestError(f"Invalid value for `{param}`: {message}.", param=param, code=code)
-
-
-def _quoted_name(message: str) -> str | None:
-    """The first name in backquotes: rules over several fields name the offender so."""
-    return message.split("`")[1] if message.count("`") >= 2 else None
-
-
-def _out_of_range(error: ValidationError, renamed: Mapping[str, str]) -> BadRequestError:
-    detail = error.errors(include_url=False, include_input=False)[0]
-    name = str(detail["loc"][0])
-    return _bad_field(renamed.get(name, name), detail["type"], detail["msg"])

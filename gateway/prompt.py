@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 # Encoding runs at some megabytes a second: beyond this it would hold up everybody else's streams.
 _LONG_PROMPT_CHARS = 16_384
+# Of whole texts, not of single tokens: prose has about 4, deeply indented code 10.
+_MAX_CHARS_PER_TOKEN = 16
 
 
 class PromptBuilder:
@@ -52,6 +54,21 @@ class PromptBuilder:
         if "text" not in self._kinds:
             raise BadRequestError("This model takes no raw text; use /v1/chat/completions.", param="prompt")
         return TextPrompt(prompt)
+
+    async def prediction(self, text: str, max_model_len: int | None) -> TokenPrompt | TextPrompt | None:
+        """What the output is expected to be, in the prompts' kind; None for an empty text.
+
+        A hint, so what lies beyond the context window of `max_model_len` tokens is cut off rather than refused, and
+        special tokens are left out. (Spelling them out, by `split_special_tokens`, would switch the tokenizer under the
+        other threads that use it.)
+        """
+        cut = text if max_model_len is None else text[: max_model_len * _MAX_CHARS_PER_TOKEN]
+        if self._tokenizer is None:
+            return TextPrompt(cut) if cut else None
+        tokenizer = self._tokenizer
+        token_ids = await _aside(len(cut), lambda: tokenizer.encode(cut, add_special_tokens=False))
+        plain = tuple(token_id for token_id in token_ids if token_id not in tokenizer.special_token_ids)
+        return TokenPrompt(plain[:max_model_len]) if plain else None
 
     def text_of(self, prompt: Prompt) -> str:
         """The prompt as text, for `echo`. Raises BadRequestError where only the engine could tell."""

@@ -70,6 +70,8 @@ class Trace:
             error=error,
             prompt_tokens=self._num_prompt_tokens,
             completion_tokens=self._num_tokens,
+            accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in self._usages.values()),
+            rejected_draft_tokens=sum(usage.rejected_draft_tokens for usage in self._usages.values()),
             finish_reasons=[self._finish_reasons[index] for index in sorted(self._finish_reasons)],
             ttft_s=None if self._ttft_s is None else round(self._ttft_s, 6),
             e2e_s=round(elapsed_s, 6),

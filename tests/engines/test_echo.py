@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from engines.errors import (
     ModelLoadError,
     UnsupportedParameterError,
 )
-from engines.types import GenerateRequest, SamplingParams, TextPrompt, TokenPrompt
+from engines.types import GenerateRequest, Piece, SamplingParams, SpeculationParams, TextPrompt, TokenPrompt
 from tests.engines.engine_contract import Completion, EngineContract, EngineFactory, collect
 
 
@@ -128,6 +129,57 @@ async def test_other_prompts_than_token_ids_are_unsupported() -> None:
     engine = await started()
     with pytest.raises(UnsupportedParameterError):
         await anext(engine.generate(GenerateRequest("r", TextPrompt("hi"), SamplingParams(max_tokens=1))))
+
+
+@pytest.mark.parametrize("drafter", ["auto", "none"])
+async def test_without_a_drafter_nothing_is_drafted_and_that_is_what_was_asked(drafter: Any) -> None:
+    speculation = SpeculationParams(drafter=drafter, max_draft_tokens=4)
+    outcome = await collect(await started(), replace(request(b"abc"), speculation=speculation))
+    usage = outcome.choices[0].last.usage
+    assert outcome.choices[0].text == "abcabcabca"
+    assert usage is not None
+    assert (usage.accepted_draft_tokens, usage.rejected_draft_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize("drafter", ["ngram", "suffix", "model", "prediction"])
+async def test_a_drafter_that_is_not_there_is_unsupported(drafter: Any) -> None:
+    engine = await started()
+    with pytest.raises(UnsupportedParameterError, match=drafter) as refused:
+        await anext(engine.generate(replace(request(b"abc"), speculation=SpeculationParams(drafter=drafter))))
+    assert refused.value.param == "speculation.drafter"
+
+
+async def test_a_prediction_is_unsupported() -> None:
+    engine = await started()
+    with pytest.raises(UnsupportedParameterError) as refused:
+        await anext(engine.generate(replace(request(b"abc"), prediction=TokenPrompt((97,)))))
+    assert refused.value.param == "prediction"
+    assert (await engine.stats()).num_prompt_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "sampling", "texts"),
+    [
+        (b"ab", {"max_tokens": 3}, ["a", "b", "a"]),
+        # A character's text comes with its last byte, what may be a stop string once it is none.
+        ("é".encode(), {"max_tokens": 3}, ["", "é", "\N{REPLACEMENT CHARACTER}"]),
+        (b"abc", {"stop": ("bx",), "max_tokens": 5}, ["a", "", "bc", "a", "b"]),
+        (b"abc", {"stop": ("bc",)}, ["a", "", ""]),
+        ([*b"a", EOS_TOKEN_ID], {}, ["a", ""]),
+    ],
+)
+async def test_every_token_is_the_targets_own(token_ids: Any, sampling: dict[str, Any], texts: list[str]) -> None:
+    asked = replace(request(token_ids, **sampling), speculation=SpeculationParams(provenance=True))
+    choice = (await collect(await started(), asked)).choices[0]
+    told = [piece for delta in choice.deltas for piece in delta.provenance or ()]
+    assert told == [Piece(text, "target") for text in texts]
+    assert len(told) == len(choice.token_ids)
+    for delta in choice.deltas:
+        assert "".join(piece.text for piece in delta.provenance or ()) == delta.text
+
+
+async def test_provenance_is_told_to_those_who_ask() -> None:
+    assert all(delta.provenance is None for delta in (await complete(b"abc")).deltas)
 
 
 async def test_the_context_window_is_kept_with_numbers_told() -> None:

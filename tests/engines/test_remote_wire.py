@@ -10,31 +10,20 @@ from engines.errors import (
     EngineOverloadedError,
     InvalidRequestError,
     RemoteServerError,
-    UnsupportedParameterError,
 )
-from engines.remote_wire import ChunkReader, request_body
+from engines.remote_wire import ChunkReader
 from engines.types import (
-    ChatMessage,
-    ChatPrompt,
     Delta,
     GenerateRequest,
-    Prompt,
     SamplingParams,
     TextPrompt,
-    TokenPrompt,
     TopLogprob,
     Usage,
 )
 
-ALWAYS = {"model": "m", "stream": True, "stream_options": {"include_usage": True}, "max_tokens": 5}
 
-
-def request(prompt: Prompt | None = None, n: int = 1, **sampling: Any) -> GenerateRequest:
-    return GenerateRequest("r", prompt or TextPrompt("hi"), SamplingParams(max_tokens=5, **sampling), n=n)
-
-
-def body(request: GenerateRequest) -> dict[str, object]:
-    return request_body(request, "m", accepts_token_ids=True)[1]
+def request(n: int = 1, **sampling: Any) -> GenerateRequest:
+    return GenerateRequest("r", TextPrompt("hi"), SamplingParams(max_tokens=5, **sampling), n=n)
 
 
 def read_all(chunks: list[dict[str, Any]], n: int = 1, logprobs: int | None = None) -> list[Delta]:
@@ -48,43 +37,6 @@ def text_chunk(text: str = "", index: int = 0, **more: Any) -> dict[str, Any]:
 
 
 USAGE: dict[str, Any] = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 7}}
-
-
-def test_text_goes_to_completions_with_nothing_but_what_is_needed() -> None:
-    assert request_body(request(), "m", accepts_token_ids=False) == ("completions", ALWAYS | {"prompt": "hi"})
-
-
-def test_token_ids_go_to_completions_where_they_are_accepted() -> None:
-    tokens = request(TokenPrompt((1, 2)))
-    assert request_body(tokens, "m", accepts_token_ids=True) == ("completions", ALWAYS | {"prompt": [1, 2]})
-    with pytest.raises(UnsupportedParameterError) as refused:
-        request_body(tokens, "m", accepts_token_ids=False)
-    assert refused.value.param == "prompt"
-
-
-def test_chat_goes_to_chat_completions() -> None:
-    chat = ChatPrompt((ChatMessage("system", "s"), ChatMessage("user", "u", name="ann")))
-    path, sent = request_body(request(chat, logprobs=2), "m", accepts_token_ids=False)
-    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u", "name": "ann"}]
-    assert (path, sent) == ("chat/completions", ALWAYS | {"messages": messages, "logprobs": True, "top_logprobs": 2})
-
-
-def test_every_sampling_parameter_that_is_set_is_sent() -> None:
-    values: dict[str, Any] = {
-        **{"temperature": 0.0, "top_p": 0.5, "presence_penalty": 1.0, "frequency_penalty": -1.0, "seed": 0},
-        **{"top_k": 3, "min_p": 0.1, "repetition_penalty": 1.2, "min_tokens": 2, "ignore_eos": True},
-        **{"stop": ("a", "b"), "stop_token_ids": (7,), "logit_bias": {4: -100.0}, "logprobs": 0},
-    }
-    assert set(values) == set(SamplingParams.model_fields) - {"max_tokens"}
-    sent = body(request(**values))
-    lists = {"stop": ["a", "b"], "stop_token_ids": [7], "logit_bias": {"4": -100.0}}
-    assert sent == ALWAYS | {"prompt": "hi"} | values | lists
-    json.dumps(sent)
-
-
-def test_every_field_of_the_request_is_sent() -> None:
-    full = GenerateRequest("r", TextPrompt("hi"), SamplingParams(max_tokens=5), 2, -1, "tenant", "ann")
-    assert body(full) == ALWAYS | {"prompt": "hi", "n": 2, "priority": -1, "cache_salt": "tenant", "user": "ann"}
 
 
 def test_usage_may_come_after_the_end_of_the_choice() -> None:
@@ -103,6 +55,30 @@ def test_chat_chunks_have_their_text_in_a_delta() -> None:
         USAGE | {"usage": USAGE["usage"] | {"prompt_tokens_details": {"cached_tokens": 2}}},
     ]
     assert read_all(chunks) == [Delta(0, "a"), Delta(0, finish_reason="length", usage=Usage(3, 7, 2))]
+
+
+@pytest.mark.parametrize(
+    ("details", "accepted", "rejected"),
+    [
+        ({"accepted_prediction_tokens": 4, "rejected_prediction_tokens": 2}, 4, 2),
+        ({"accepted_prediction_tokens": 4}, 4, 0),
+        ({"accepted_prediction_tokens": None, "rejected_prediction_tokens": None, "audio_tokens": 0}, 0, 0),
+        (None, 0, 0),
+    ],
+)
+def test_draft_tokens_are_read_from_the_usage(details: dict[str, Any] | None, accepted: int, rejected: int) -> None:
+    usage = USAGE | {"usage": USAGE["usage"] | {"completion_tokens_details": details}}
+    assert read_all([text_chunk("a", finish_reason="stop"), usage])[-1].usage == Usage(3, 7, 0, accepted, rejected)
+
+
+def test_draft_tokens_of_several_choices_add_up() -> None:
+    details = {"accepted_prediction_tokens": 4, "rejected_prediction_tokens": 1}
+    chunks = [text_chunk("a", 0), *[text_chunk("b", 1)] * 2, text_chunk("", 0, finish_reason="stop")]
+    usage = USAGE | {"usage": USAGE["usage"] | {"completion_tokens_details": details}}
+    last = read_all([*chunks, text_chunk("", 1, finish_reason="stop"), usage], n=2)[-2:]
+    told = [(delta.usage.accepted_draft_tokens, delta.usage.rejected_draft_tokens) for delta in last if delta.usage]
+    assert [sum(column) for column in zip(*told, strict=True)] == [4, 1]
+    assert told[1][0] > told[0][0]
 
 
 def test_usage_of_several_choices_adds_up_in_proportion() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 
 import httpx
@@ -13,6 +14,7 @@ from engines.errors import (
     EngineTimeoutError,
     InvalidRequestError,
     RemoteServerError,
+    UnsupportedParameterError,
 )
 from engines.types import Delta
 from gateway.http import make_app
@@ -29,6 +31,10 @@ async def _refusal(http: httpx.AsyncClient, body: object, path: str = CHAT) -> t
     assert set(answer.json()) == {"error"}
     assert set(error) == {"message", "type", "param", "code"}
     return answer.status_code, error
+
+
+def _predicted(content: object) -> dict[str, object]:
+    return {"type": "content", "content": content}
 
 
 @pytest.mark.parametrize(
@@ -89,6 +95,29 @@ async def test_what_is_not_a_json_object(body: bytes) -> None:
         ({"max_tokens": 2**31}, "max_tokens"),
         ({"min_tokens": 2**31}, "min_tokens"),
         ({"stop_token_ids": [-1]}, "stop_token_ids[0]"),
+        ({"speculation": True}, "speculation"),
+        ({"speculation": {"drafter": "magic"}}, "speculation.drafter"),
+        ({"speculation": {"drafter": ["ngram"]}}, "speculation.drafter"),
+        ({"speculation": {"max_draft_tokens": -1}}, "speculation.max_draft_tokens"),
+        ({"speculation": {"max_draft_tokens": 2**31}}, "speculation.max_draft_tokens"),
+        ({"speculation": {"max_draft_tokens": "4"}}, "speculation.max_draft_tokens"),
+        ({"speculation": {"max_draft_tokens": True}}, "speculation.max_draft_tokens"),
+        ({"speculation": {"provenance": 1}}, "speculation.provenance"),
+        ({"speculation": {"draft": "ngram"}}, "speculation.draft"),
+        ({"speculation": {"drafter": "prediction"}}, "speculation.drafter"),
+        ({"speculation": {"drafter": "prediction"}, "prediction": _predicted("")}, "speculation.drafter"),
+        ({"speculation": {"drafter": "prediction"}, "prediction": _predicted([])}, "speculation.drafter"),
+        ({"prediction": "x"}, "prediction"),
+        ({"prediction": {"type": "content"}}, "prediction.content"),
+        ({"prediction": {"content": "x"}}, "prediction.type"),
+        ({"prediction": {"type": "text", "content": "x"}}, "prediction.type"),
+        ({"prediction": _predicted("x") | {"weight": 1}}, "prediction.weight"),
+        ({"prediction": _predicted(None)}, "prediction.content"),
+        ({"prediction": _predicted({"text": "x"})}, "prediction.content"),
+        ({"prediction": _predicted(["x"])}, "prediction.content[0]"),
+        ({"prediction": _predicted([{"type": "text"}])}, "prediction.content[0].text"),
+        ({"prediction": _predicted([{"type": "text", "text": 5}])}, "prediction.content[0].text"),
+        ({"prediction": _predicted([{"type": "image_url", "image_url": {}}])}, "prediction.content[0].type"),
     ],
     ids=str,
 )
@@ -114,6 +143,9 @@ async def test_a_wrong_field_is_named(fields: dict[str, object], param: str) -> 
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"logprobs": 21}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"speculation": {"drafter": "magic"}}, "speculation.drafter"),
+        ({"speculation": {"drafter": "prediction"}}, "speculation.drafter"),
+        ({"prediction": {"type": "content", "content": 5}}, "prediction.content"),
     ],
     ids=str,
 )
@@ -202,6 +234,7 @@ async def test_unknown_routes_answer_in_the_same_form(method: str, path: str, st
     ("error", "status", "kind", "retry_after"),
     [
         (InvalidRequestError("No.", "seed"), 400, "invalid_request_error", None),
+        (UnsupportedParameterError("No drafter.", "speculation"), 400, "invalid_request_error", None),
         (EngineOverloadedError("Full.", retry_after_s=2.5), 429, "rate_limit_error", "3"),
         (EngineDeadError("Dead."), 503, "service_unavailable_error", "1"),
         (EngineTimeoutError("Slow."), 504, "timeout_error", None),
@@ -221,6 +254,7 @@ async def test_an_engine_error_before_the_first_byte_has_its_status(
     assert answer.status_code == status
     assert answer.json()["error"]["type"] == kind
     assert answer.json()["error"]["message"] == str(error)
+    assert answer.json()["error"]["param"] == getattr(error, "param", None)
     assert answer.headers.get("retry-after") == retry_after
 
 
@@ -311,6 +345,10 @@ _LONG = 10**400
         (CHAT, chat(logit_bias={"9" * 400: 1}), 400),
         (CHAT, chat(stop_token_ids=[_LONG]), 400),
         (CHAT, chat(max_tokens=_LONG), 400),
+        (CHAT, chat(speculation={"max_draft_tokens": _LONG}), 400),
+        (CHAT, chat(speculation={"u" * 3000: 1}), 400),
+        (CHAT, chat(speculation={"drafter": "u" * 3000}), 400),
+        (CHAT, chat(prediction="u" * 3000), 400),
         (CHAT, chat(min_tokens=_LONG), 400),
         (CHAT, chat(max_tokens=None, max_completion_tokens=_LONG), 400),
         (TEXT, completion(prompt=[_LONG]), 400),
@@ -323,6 +361,29 @@ async def test_long_values_are_not_repeated_in_full(path: str, body: dict[str, o
         answer = await http.post(path, json=body)
     assert answer.status_code == status
     assert len(answer.text) < 450
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, chat(messages=[1] * 100_000)),
+        (CHAT, chat(messages=[{"role": "user", "content": [1] * 100_000}])),
+        (CHAT, chat(prediction=_predicted([1] * 100_000))),
+        (CHAT, chat(stop=[1] * 100_000)),
+        (CHAT, chat(stop_token_ids=["1"] * 100_000)),
+        (TEXT, completion(prompt=[None] * 100_000)),
+        (TEXT, completion(prompt=[-1] * 100_000)),
+    ],
+    ids=["messages", "parts", "prediction", "stop", "stop ids", "prompts", "ids"],
+)
+async def test_a_hundred_thousand_mistakes_are_refused_as_fast_as_one(path: str, body: dict[str, object]) -> None:
+    async with client() as http:
+        began_s = time.perf_counter()
+        answer = await http.post(path, json=body)
+    # Explaining all of them took a minute and more, in which nobody else was served.
+    assert time.perf_counter() - began_s < 2
+    assert answer.status_code == 400
+    assert "[0]" in answer.json()["error"]["param"]
 
 
 async def test_a_token_id_out_of_range_is_not_taken_for_text() -> None:

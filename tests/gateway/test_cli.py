@@ -4,10 +4,13 @@ import json
 import socket
 from pathlib import Path
 
+import httpx
 import pytest
 from typer.testing import CliRunner
 
+from gateway.chat import Chat
 from gateway.cli import app
+from tests.gateway.fake_gateway import Gateway, sse, told
 
 ROOT = Path(__file__).parent.parent.parent
 ECHO = str(ROOT / "configs" / "echo.yaml")
@@ -65,3 +68,22 @@ def test_chat_without_a_gateway_is_a_line() -> None:
         result = CliRunner().invoke(app, ["chat", "--url", f"http://127.0.0.1:{unused.getsockname()[1]}"])
     assert result.exit_code == 1
     assert "cannot be reached" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "is_asked"), [([], True), (["--show-drafts"], True), (["--no-show-drafts"], False)]
+)
+def test_chat_asks_who_drafted_what_unless_told_not_to(
+    options: list[str], is_asked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway = Gateway(sse(told(("Hello", "ngram"))))
+
+    class Here(Chat):
+        def __init__(self, *arguments: object) -> None:
+            super().__init__(*arguments, transport=httpx.MockTransport(gateway))  # type: ignore[arg-type]
+
+    monkeypatch.setattr("gateway.chat.Chat", Here)
+    result = CliRunner().invoke(app, ["chat", *options], input="Hi\n")
+    assert result.exit_code == 0, result.output
+    assert "Hello\n(1 tokens" in result.stdout
+    assert ("speculation" in gateway.asked[0]) == is_asked

@@ -171,7 +171,75 @@ def test_a_model_that_fits_is_summarised(tmp_path: Path) -> None:
         "source": str(tmp_path),
         "num_replicas": 1,
         "weight_bytes": 1000,
+        "drafter": "auto",
     }
+
+
+def _drafter(tmp_path: Path, drafter: str) -> Path:
+    (tmp_path / "target").mkdir(exist_ok=True)
+    return _file(tmp_path, _local(_model(tmp_path / "target"), f", drafter: {drafter}"))
+
+
+@pytest.mark.parametrize("kind", ["auto", "model"])
+def test_a_draft_model_is_checked_as_the_target_is(tmp_path: Path, kind: str) -> None:
+    draft = tmp_path / "draft"
+    file = _drafter(tmp_path, f"{{kind: {kind}, model: {draft}}}")
+    with pytest.raises(ConfigError, match=r"^a: drafter: There is no folder"):
+        check_file(load_serve_file(file))
+    draft.mkdir()
+    with pytest.raises(ConfigError, match=r"^a: drafter: .* has no config\.json"):
+        check_file(load_serve_file(file))
+    _model(draft, '{"model_type": "t5"}')
+    with pytest.raises(ConfigError, match=r"^a: drafter: .*t5"):
+        check_file(load_serve_file(file))
+    _model(draft)
+    (draft / "tokenizer.json").unlink()
+    with pytest.raises(ConfigError, match=r"^a: drafter: .* has no tokenizer"):
+        check_file(load_serve_file(file))
+    _model(draft)
+    (summary,) = check_file(load_serve_file(file))
+    assert (summary.weight_bytes, summary.drafter) == (2000, f"{kind} with {draft}")
+    assert f"drafter {kind} with {draft}, 0 MB" in summary.text()
+
+
+@pytest.mark.parametrize("kind", ["none", "ngram", "suffix", "prediction", "auto"])
+def test_a_drafter_without_a_model_needs_no_files(tmp_path: Path, kind: str) -> None:
+    (summary,) = check_file(load_serve_file(_drafter(tmp_path, f"{{kind: {kind}}}")))
+    assert (summary.weight_bytes, summary.drafter) == (1000, kind)
+
+
+@pytest.mark.parametrize(
+    ("drafter", "words"),
+    [
+        ("{kind: magic}", "drafter"),
+        ("{kind: model}", "drafter.model.model: Field required"),
+        ("{kind: ngram, max_draft_tokens: 0}", "drafter.ngram.max_draft_tokens"),
+        ("{kind: ngram, draft_length: often}", "drafter.ngram.draft_length"),
+        ("{kind: none, draft_length: 4}", "drafter.none.draft_length: Extra inputs are not permitted"),
+        ("ngram", "drafter"),
+    ],
+)
+def test_a_drafter_that_cannot_be_is_named(tmp_path: Path, drafter: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=r"engine\.local\.drafter") as caught:
+        load_serve_file(_drafter(tmp_path, drafter))
+    assert words in caught.value.message
+
+
+def test_the_demo_drafts_with_its_own_small_model() -> None:
+    first, second = check_file(load_serve_file(ROOT / "configs" / "demo.yaml"))
+    assert first.drafter == f"auto with {ROOT / 'demo' / 'models' / 'draft'}"
+    assert second.drafter == "auto"
+
+
+def test_the_memory_of_a_draft_model_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "draft").mkdir()
+    file = load_serve_file(_drafter(tmp_path, f"{{kind: model, model: {_model(tmp_path / 'draft')}}}"))
+    pages = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": 2**30 + 2000}
+    monkeypatch.setattr("gateway.checks.os.sysconf", pages.__getitem__)
+    check_file(file)
+    pages["SC_PHYS_PAGES"] -= 1
+    with pytest.raises(ConfigError, match=r"need 1\.0 GiB"):
+        check_file(file)
 
 
 def test_configs_are_frozen() -> None:

@@ -40,6 +40,7 @@ async def test_a_chat_is_answered() -> None:
         "completion_tokens": 8,
         "total_tokens": prompt_tokens + 8,
         "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0},
     }
 
 
@@ -85,7 +86,7 @@ async def test_chat_logprobs_have_bytes_and_alternatives() -> None:
 
 async def test_impossible_logprobs_are_valid_json() -> None:
     top = TopLogprob("b", float("-inf"), 1, b"b")
-    delta = Delta(0, "a", (0,), (TokenLogprob("a", -0.5, 0, None, (top,)),), "stop", usage=LAST.usage)
+    delta = Delta(0, "a", (0,), (TokenLogprob("a", -0.5, 0, None, (top,)),), finish_reason="stop", usage=LAST.usage)
     async with client(ScriptedEngine((delta,))) as http:
         answer = await http.post("/v1/chat/completions", json=chat(logprobs=True, top_logprobs=1))
     entry = answer.json()["choices"][0]["logprobs"]["content"][0]

@@ -12,11 +12,16 @@ import uvicorn
 
 from engines.echo import EchoEngine
 from engines.errors import EngineDeadError, EngineOverloadedError
-from engines.types import Delta
+from engines.types import Delta, Piece, Usage
 from gateway.http import make_app
 from tests.gateway.fakes import ScriptedEngine, config, echo_engine
 
 MESSAGES: list[openai.types.chat.ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
+PIECES = (Piece("a", "prediction"), Piece("", "target"), Piece("é", "target"))
+DRAFTED = [
+    (Delta(0, "aé", (1, 2, 3), provenance=PIECES),),
+    (Delta(0, "", provenance=(), finish_reason="stop", usage=Usage(3, 3, 0, 1, 2)),),
+]
 
 
 @dataclass
@@ -27,11 +32,13 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    """Serves `echo`; `slow`, which takes 20 ms a token; `full`, `dead` and `dying`, which fail in their ways."""
+    """Serves `echo`; `slow`, which takes 20 ms a token; `drafting`, which tells of drafts; `full`, `dead` and `dying`,
+    which fail in their ways."""
     slow = echo_engine(token_delay_s=0.02)
     engines = {
         "echo": echo_engine(max_model_len=256),
         "slow": slow,
+        "drafting": ScriptedEngine(*DRAFTED),
         "full": ScriptedEngine(EngineOverloadedError("The queue is full.")),
         "dead": ScriptedEngine(EngineDeadError("The engine died.")),
         "dying": ScriptedEngine((Delta(index=0, text="a"),), EngineDeadError("The engine died.")),
@@ -110,8 +117,45 @@ def test_extensions_travel_in_extra_body(client: openai.OpenAI) -> None:
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("ab", "stop")
 
 
+def test_a_prediction_is_the_clients_own_field_and_its_tokens_are_in_the_usage(client: openai.OpenAI) -> None:
+    parts: list[openai.types.chat.ChatCompletionContentPartTextParam] = [{"type": "text", "text": "aé"}]
+    answer = client.chat.completions.create(
+        model="drafting",
+        messages=MESSAGES,
+        prediction={"type": "content", "content": parts},
+        extra_body={"speculation": {"provenance": True}},
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert answer.usage.completion_tokens_details.accepted_prediction_tokens == 1
+    assert answer.usage.completion_tokens_details.rejected_prediction_tokens == 2
+    assert answer.choices[0].model_extra == {
+        "provenance": [{"text": piece.text, "source": piece.source} for piece in PIECES]
+    }
+
+
+def test_provenance_comes_with_each_chunk(client: openai.OpenAI) -> None:
+    asked = {"speculation": {"provenance": True}}
+    with client.chat.completions.create(
+        model="drafting", messages=MESSAGES, stream=True, stream_options={"include_usage": True}, extra_body=asked
+    ) as stream:
+        chunks = list(stream)
+    choices = [choice for chunk in chunks for choice in chunk.choices]
+    told = [(choice.delta.content or "", choice.model_extra["provenance"]) for choice in choices]
+    assert [text for text, _ in told] == ["", "aé", ""]
+    assert all("".join(piece["text"] for piece in pieces) == text for text, pieces in told)
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens_details is not None
+    assert chunks[-1].usage.completion_tokens_details.accepted_prediction_tokens == 1
+    with client.chat.completions.stream(model="drafting", messages=MESSAGES, extra_body=asked) as helper:
+        assert helper.get_final_completion().choices[0].message.content == "aé"
+    with client.completions.create(model="drafting", prompt="x", stream=True, extra_body=asked) as stream:
+        pieces = [piece for chunk in stream for choice in chunk.choices for piece in choice.model_extra["provenance"]]
+    assert [piece["source"] for piece in pieces] == [piece.source for piece in PIECES]
+
+
 def test_models(client: openai.OpenAI) -> None:
-    assert [model.id for model in client.models.list()] == ["echo", "slow", "full", "dead", "dying"]
+    assert [model.id for model in client.models.list()] == ["echo", "slow", "drafting", "full", "dead", "dying"]
     assert client.models.retrieve("echo").owned_by == "outrider"
 
 
@@ -120,6 +164,8 @@ def test_models(client: openai.OpenAI) -> None:
     [
         ("echo", {"n": 99}, openai.BadRequestError),
         ("echo", {"max_tokens": 9999}, openai.BadRequestError),
+        ("echo", {"prediction": {"type": "content", "content": "x"}}, openai.BadRequestError),
+        ("echo", {"extra_body": {"speculation": {"drafter": "model"}}}, openai.BadRequestError),
         ("echo", {"tools": [{"type": "function", "function": {"name": "f"}}]}, openai.BadRequestError),
         ("absent", {}, openai.NotFoundError),
         ("full", {}, openai.RateLimitError),

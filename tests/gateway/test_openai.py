@@ -15,9 +15,9 @@ from openai.types.chat import (
     completion_create_params as chat_params,
 )
 
-from engines.types import GenerateRequest
+from engines.types import GenerateRequest, SpeculationParams, TokenPrompt
 from gateway.errors import BadRequestError
-from gateway.openai import ChatCompletionRequest, CompletionRequest, Message, parse
+from gateway.openai import ChatCompletionRequest, CompletionRequest, Message, Speculation, parse
 from tests.gateway.fakes import ScriptedEngine, chat, client, completion, text
 
 # For every field of the schema: a value, and what it must do. A callable looks at the engine's request; "body" means
@@ -39,7 +39,7 @@ CHAT_FIELDS: dict[str, tuple[object, Effect]] = {
     "moderation": ({"model": "m"}, None),
     "n": (2, lambda r: r.n == 2),
     "parallel_tool_calls": (False, None),
-    "prediction": ({"type": "content", "content": "x"}, None),
+    "prediction": ({"type": "content", "content": "x"}, lambda r: r.prediction == TokenPrompt((120,))),
     "presence_penalty": (-0.5, lambda r: r.sampling.presence_penalty == -0.5),
     "prompt_cache_key": ("k", None),
     "prompt_cache_options": ({"mode": "explicit"}, None),
@@ -96,6 +96,11 @@ EXTENSIONS: dict[str, tuple[object, typing.Callable[[GenerateRequest], bool]]] =
     "min_tokens": (2, lambda r: r.sampling.min_tokens == 2),
     "priority": (-1, lambda r: r.priority == -1),
     "cache_salt": ("tenant", lambda r: r.cache_salt == "tenant"),
+    "prediction": CHAT_FIELDS["prediction"],
+    "speculation": (
+        {"drafter": "ngram", "max_draft_tokens": 3, "provenance": True},
+        lambda r: r.speculation == SpeculationParams(drafter="ngram", max_draft_tokens=3, provenance=True),
+    ),
 }
 
 
@@ -194,6 +199,22 @@ def test_text_parts_are_joined_by_newlines() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     body = chat(messages=[{"role": "user", "content": parts}])
     assert parse(ChatCompletionRequest, json.dumps(body).encode()).messages[0].text == "a\nb"
+
+
+def test_parts_of_a_prediction_are_one_text() -> None:
+    parts = [{"type": "text", "text": "def f():\n"}, {"type": "text", "text": "    pass"}]
+    body = chat(prediction={"type": "content", "content": parts})
+    assert parse(ChatCompletionRequest, json.dumps(body).encode()).predicted_text == "def f():\n    pass"
+
+
+@pytest.mark.parametrize("speculation", [None, {}, {"drafter": None, "max_draft_tokens": None, "provenance": None}])
+def test_nothing_asked_of_speculation_is_its_defaults(speculation: object) -> None:
+    request = parse(CompletionRequest, json.dumps(completion(speculation=speculation)).encode())
+    assert request.drafting() == SpeculationParams()
+
+
+def test_every_parameter_of_speculation_can_be_asked_for() -> None:
+    assert set(Speculation.model_fields) == set(SpeculationParams.model_fields)
 
 
 def test_true_is_not_one() -> None:

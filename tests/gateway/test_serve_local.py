@@ -49,6 +49,8 @@ def gateway(tmp_path_factory: pytest.TempPathFactory, peer: HTTPServer) -> Itera
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(folder)
     local = {"kind": "local", "model": str(folder), "device": "cpu", "kv_cache_bytes": 2**20, "num_threads": 1}
+    # Always eight: whether drafting pays on this machine is another test's matter.
+    local |= {"drafter": {"kind": "auto", "draft_length": 8}, "costs_file": ""}
     remote = {"kind": "remote", "base_url": f"http://127.0.0.1:{peer.server_port}/v1", "model": "far"}
     models = [
         {"name": "tiny", "engine": local, "actor": LITTLE},
@@ -118,6 +120,42 @@ def test_choices_and_logprobs(client: openai.OpenAI) -> None:
         entries = choice.logprobs.content or []
         assert "".join(entry.token for entry in entries) == choice.message.content
         assert all(entry.logprob <= 0 and len(entry.top_logprobs) == 2 for entry in entries)
+
+
+def test_a_prediction_travels_to_the_engine_and_who_drafted_what_comes_back(
+    gateway: ServeProcess, client: openai.OpenAI
+) -> None:
+    plain = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=24, temperature=0,
+        extra_body={"ignore_eos": True, "speculation": {"drafter": "none"}},
+    )  # fmt: skip
+    said = plain.choices[0].message.content
+    assert said is not None
+    speculation = {"drafter": "prediction", "provenance": True}
+    answer = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, max_tokens=24, temperature=0, prediction={"type": "content", "content": said},
+        extra_body={"ignore_eos": True, "speculation": speculation},
+    )  # fmt: skip
+    assert answer.choices[0].message.content == said
+    told = (answer.choices[0].model_extra or {})["provenance"]
+    assert "".join(piece["text"] for piece in told) == said
+    assert answer.usage is not None
+    details = answer.usage.completion_tokens_details
+    assert details is not None
+    assert details.accepted_prediction_tokens
+    assert details.accepted_prediction_tokens == sum(piece["source"] == "prediction" for piece in told)
+    counter = 'outrider_engine_accepted_draft_tokens_total{drafter="prediction",model="tiny"} '
+    page = httpx.get(f"{gateway.url}/metrics").text
+    counted = next(line for line in page.splitlines() if line.startswith(counter)).removeprefix(counter)
+    assert float(counted) == details.accepted_prediction_tokens
+
+
+def test_a_drafter_that_the_engine_lacks_is_named_across_processes(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(
+            model="tiny", messages=MESSAGES, max_tokens=4, extra_body={"speculation": {"drafter": "model"}}
+        )
+    assert refused.value.param == "speculation.drafter"
 
 
 def test_leaving_a_stream_gives_its_blocks_back(gateway: ServeProcess, client: openai.OpenAI) -> None:
