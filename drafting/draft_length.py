@@ -126,8 +126,8 @@ class AdaptiveLength:
         bought = sum(counts)
         floor = rate * (row_s + float(market.verify_s[bought + 1] - market.verify_s[bought]))
         return [
-            Order(depth if model else count, model, floor if model else 0.0)
-            for model, count in zip(by_model, counts, strict=True)
+            Order(min(depth, len(one.model)) if model else count, model, floor if model else 0.0)
+            for one, model, count in zip(options, by_model, counts, strict=True)
         ], rate
 
 

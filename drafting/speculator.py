@@ -17,17 +17,13 @@ from typing import Any
 from drafting.acceptance import Acceptance
 from drafting.draft_length import LengthPolicy, Market, Option, Order, survivals
 from drafting.draft_model import DraftModel
+from drafting.pace import Pace
 from drafting.prices import Load, Prices, per_step
 from drafting.protocol import Draft, Drafter, DraftRequest, Source, Verdict
 
 # The share of time spent on single drafts of an idle model, and how much of it may be saved up.
 _PROBE_SHARE = 0.005
 _MAX_CREDIT_S = 5.0
-# Costs at one load alone do not tell the base from the slope: of the first steps every third is plain, and later one
-# now and then.
-_NUM_EARLY_STEPS = 24
-_EARLY_PERIOD = 3
-_PLAIN_PERIOD = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +67,7 @@ class Speculator:
         self._load = Load(0, 0, 0, 0)
         self._market: Market | None = None
         self._credit_s = 0.0
-        self._num_steps = _NUM_EARLY_STEPS if prices.verify.is_known else 0
-        self._num_since_plain = 0
+        self._pace = Pace(is_experienced=prices.verify.is_known)
         self._num_probes = 0
         self._probed: int | None = None
 
@@ -83,25 +78,19 @@ class Speculator:
 
     @property
     def num_tracked(self) -> int:
-        """Sequences with a draft that is not judged yet."""
-        return len(self._cases)
+        """Sequences that state is kept of."""
+        return len(self._cases) + len(self._pace)
 
     def plan(self, requests: Sequence[DraftRequest], load: Load) -> list[int]:
         """How many drafts to reserve room for, for each request in order; at most its `max_drafts`."""
         self._load = load
-        self._cases = {request.seq_id: _Case(request) for request in requests}
-        cases = list(self._cases.values())
-        if not cases:
-            return []
-        self._look_up(cases)
-        if self._prices.verify.is_known and not (self.policy.explores and self._is_plain_due()):
-            max_drafts = sum(request.max_drafts for request in requests)
-            self._market = self._prices.market(load, max_drafts)
-            orders = self.policy.order([self._option(case) for case in cases], self._market)
-            for case, order in zip(cases, orders, strict=True):
-                case.order = order
-        self._order_probe(cases)
-        return [case.order.num_drafts for case in cases]
+        self._pace.begin_step()
+        awake = [request for request in requests if not (self.policy.explores and self._pace.rests(request.seq_id))]
+        self._cases = {request.seq_id: _Case(request) for request in awake}
+        if awake:
+            self._order(list(self._cases.values()))
+        cases = [self._cases.get(request.seq_id) for request in requests]
+        return [case.order.num_drafts if case else 0 for case in cases]
 
     def draft(self, granted: Mapping[int, int]) -> dict[int, Chosen]:
         """Drafts to verify by sequence, of at most the granted lengths; sequences without one are left out.
@@ -131,8 +120,7 @@ class Speculator:
         if num_tokens:
             self._prices.verify.observe(num_tokens, load.num_seqs, load.num_kv_tokens, verify_s)
         if self._cases:
-            self._num_steps += 1
-            self._num_since_plain = 0 if num_tokens == load.num_tokens else self._num_since_plain + 1
+            self._pace.end_step(was_plain=num_tokens == load.num_tokens)
         self._credit_s = min(self._credit_s + _PROBE_SHARE * verify_s, _MAX_CREDIT_S)
         for drafter in self.lookups.values():
             drafter.observe(verdicts)
@@ -146,6 +134,7 @@ class Speculator:
     def forget(self, seq_id: int) -> None:
         """Drop all state of a sequence that has ended."""
         self._cases.pop(seq_id, None)
+        self._pace.forget(seq_id)
         for drafter in self.lookups.values():
             drafter.forget(seq_id)
         if self._model is not None:
@@ -164,10 +153,15 @@ class Speculator:
         """See Prices.plain_s."""
         return self._prices.plain_s(load, num_emitted)
 
-    def _is_plain_due(self) -> bool:
-        if self._num_steps < _NUM_EARLY_STEPS:
-            return self._num_steps % _EARLY_PERIOD == 0
-        return self._num_since_plain >= _PLAIN_PERIOD
+    def _order(self, cases: Sequence[_Case]) -> None:
+        self._look_up(cases)
+        if self._prices.verify.is_known and not (self.policy.explores and self._pace.is_plain_due):
+            self._market = self._prices.market(self._load, sum(case.request.max_drafts for case in cases))
+            orders = self.policy.order([self._option(case) for case in cases], self._market)
+            for case, order in zip(cases, orders, strict=True):
+                case.order = order
+                self._pace.note(case.request.seq_id, bought=order.num_drafts > 0)
+        self._order_probe(cases)
 
     def _look_up(self, cases: Sequence[_Case]) -> None:
         for source, drafter in self.lookups.items():

@@ -123,7 +123,7 @@ class TestFixed:
         policy = FixedLength(3)
         options = [Option(found=(0.1,) * 8), Option(model=(0.1,) * 8), Option(found=(0.1,)), Option()]
         orders = policy.order(options, LINEAR)
-        assert [(order.num_drafts, order.by_model) for order in orders] == [(3, False), (3, True), (1, False), (0, True)]
+        assert [(one.num_drafts, one.by_model) for one in orders] == [(3, False), (3, True), (1, False), (0, True)]
         assert policy.keep([(0.1,) * 8, (0.1,)], LINEAR) == [3, 1]
 
     def test_zero_is_plain_decoding(self) -> None:

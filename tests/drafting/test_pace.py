@@ -1,0 +1,84 @@
+"""When not to speculate, whatever the estimates say."""
+
+from __future__ import annotations
+
+import itertools
+
+from drafting.pace import Pace
+
+
+def plain_steps(pace: Pace, num_steps: int) -> list[int]:
+    """The steps that have to be plain, of so many that would otherwise all speculate."""
+    found = []
+    for step in range(num_steps):
+        pace.begin_step()
+        if pace.is_plain_due:
+            found.append(step)
+        pace.end_step(was_plain=pace.is_plain_due)
+    return found
+
+
+def looked_at(pace: Pace, seq_id: int, num_steps: int) -> list[int]:
+    found = []
+    for step in range(num_steps):
+        pace.begin_step()
+        if not pace.rests(seq_id):
+            found.append(step)
+            pace.note(seq_id, bought=False)
+    return found
+
+
+def test_early_steps_are_plain_often_and_later_ones_seldom() -> None:
+    steps = plain_steps(Pace(is_experienced=False), 300)
+    assert steps[:8] == list(range(0, 24, 3))
+    assert 3 <= len(steps[8:]) <= 5
+
+
+def test_a_process_that_knows_its_costs_wastes_no_steps_at_first() -> None:
+    assert plain_steps(Pace(is_experienced=True), 130) == [64, 129]
+
+
+def test_steps_that_were_plain_anyway_count() -> None:
+    pace = Pace(is_experienced=True)
+    for step in range(500):
+        pace.begin_step()
+        assert not pace.is_plain_due
+        pace.end_step(was_plain=step % 50 == 0)
+
+
+def test_a_sequence_that_nothing_is_bought_for_is_looked_at_ever_less() -> None:
+    steps = looked_at(Pace(is_experienced=True), 3, 400)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(steps)]
+    assert gaps[:3] == [1, 1, 1]
+    assert gaps[-10:] == [8] * 10
+    assert max(gaps) < 16, "it comes back within tens of steps"
+
+
+def test_a_purchase_ends_the_rest() -> None:
+    pace = Pace(is_experienced=True)
+    looked_at(pace, 3, 100)
+    pace.note(3, bought=True)
+    assert looked_at(pace, 3, 3) == [0, 1, 2]
+
+
+def test_sequences_rest_on_their_own() -> None:
+    pace = Pace(is_experienced=True)
+    looked_at(pace, 3, 100)
+    assert looked_at(pace, 4, 3) == [0, 1, 2]
+
+
+def test_the_resting_do_not_wake_all_at_once() -> None:
+    pace = Pace(is_experienced=True)
+    for seq_id in range(16):
+        for _ in range(100):
+            pace.note(seq_id, bought=False)
+    pace.begin_step()
+    assert sum(not pace.rests(seq_id) for seq_id in range(16)) == 2
+
+
+def test_nothing_is_left_of_ended_sequences() -> None:
+    pace = Pace(is_experienced=True)
+    pace.note(1, bought=False)
+    pace.forget(1)
+    pace.forget(1)
+    assert len(pace) == 0
