@@ -34,7 +34,9 @@ class SuffixDrafterConfig(_DrafterConfig):
     """Looks up the newest tokens in earlier outputs of the same tenant."""
 
     kind: Literal["suffix"] = "suffix"
-    max_history_tokens: int = Field(default=200_000, ge=2, description="outputs remembered, over all tenants")
+    max_history_tokens: int = Field(
+        default=200_000, ge=1024, le=2**24, description="outputs remembered, over all tenants"
+    )
 
 
 class PredictionDrafterConfig(_DrafterConfig):
@@ -57,7 +59,7 @@ class AutoDrafterConfig(_DrafterConfig):
     kind: Literal["auto"] = "auto"
     model: str | None = Field(default=None, description="a draft model, as the target's: a folder or a hub id")
     revision: str | None = Field(default=None, description="hub revision")
-    max_history_tokens: int = Field(default=200_000, ge=2, description="as for suffix")
+    max_history_tokens: int = Field(default=200_000, ge=1024, le=2**24, description="as for suffix")
 
 
 DrafterConfig = Annotated[

@@ -70,7 +70,8 @@ class DraftReader:
         rows = [sample_row(self._sequences[reading.seq_id], reading.drafts, logprobs=False) for reading in readings]
         token_ids = [token.token_id for token in self._sampler.sample(logits, rows)]
         chosen = torch.tensor(token_ids, device=logits.device)[:, None]
-        beliefs = torch.log_softmax(logits.float(), -1).gather(1, chosen)[:, 0].exp().tolist()
+        # A model that overflows says NaN: no belief, and nothing to stop the engine for.
+        beliefs = logits.float().softmax(-1).gather(1, chosen)[:, 0].nan_to_num().tolist()
         return [Guess(token_id, belief) for token_id, belief in zip(token_ids, beliefs, strict=True)]
 
 

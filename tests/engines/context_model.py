@@ -1,13 +1,15 @@
 """A language model without weights, whose logits depend on every token of the context, read through the block table.
 
 A wrong slot, a stale block, a missed copy or a wrong position changes the output, which makes it a strict witness for
-scheduling and KV bookkeeping at no cost.
+scheduling and KV bookkeeping at no cost. As a real model's keys and values, what a slot holds depends on all that was
+in the slots before it when it was written: a context that was put right only afterwards is caught as well.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -27,19 +29,37 @@ def context_logits(context: Sequence[int], vocab_size: int, sharpness: float = 3
 
 
 class ContextRunner:
-    """The Runner protocol. Its "KV cache" holds the token id written to each slot; `num_forwards` counts steps."""
+    """The Runner protocol. Its "KV cache" holds the token id written to each slot; `num_forwards` counts steps.
 
-    def __init__(self, num_blocks: int, block_size: int, vocab_size: int) -> None:
+    `perturbation` is the size of what is added to `context_logits`, so that a draft model agrees with a target in part;
+    `padding` is the number of logits beyond the vocabulary, all of them attractive. With `may_repeat`, a slot may be
+    written twice in a forward, by sequences that share it, as long as they agree on its content.
+    """
+
+    def __init__(
+        self,
+        num_blocks: int,
+        block_size: int,
+        vocab_size: int,
+        *,
+        perturbation: float = 0.0,
+        padding: int = 0,
+        may_repeat: bool = False,
+    ) -> None:
         self.slots = torch.full((num_blocks, block_size), _EMPTY, dtype=torch.int64)
         self.vocab_size = vocab_size
         self.num_forwards = 0
         self.batches: list[RaggedBatch] = []
+        self.copies: list[tuple[int, int]] = []
+        self._states = torch.full((num_blocks, block_size), _EMPTY, dtype=torch.int64)
+        self._perturbation = perturbation
+        self._padding = torch.full((padding,), 50.0)
+        self._may_repeat = may_repeat
 
     def forward(self, batch: RaggedBatch) -> Tensor:
         self.num_forwards += 1
         self.batches.append(batch)
-        assert len(set(batch.slot_mapping.tolist())) == len(batch.slot_mapping), "two tokens in one slot"
-        self.slots.view(-1)[batch.slot_mapping] = batch.input_ids
+        self._write(batch)
         ends = batch.cu_seqlens_q.tolist()
         rows = []
         for row in batch.logit_rows.tolist():
@@ -48,13 +68,45 @@ class ContextRunner:
             assert length == batch.kv_lens_cpu[seq] - (ends[seq + 1] - 1 - row)
             context = self.slots[batch.block_table[seq].long()].view(-1)[:length].tolist()
             assert _EMPTY not in context, "read a slot that was never written"
-            rows.append(context_logits(context, self.vocab_size))
-        return torch.stack(rows) if rows else torch.empty(0, self.vocab_size)
+            state = reduce(_next_state, context, 0)
+            assert state == self._states.view(-1)[batch.slot_mapping[row]], "written when the context was another"
+            rows.append(self._logits(context))
+        return torch.stack(rows) if rows else torch.empty(0, self.vocab_size + len(self._padding))
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        self.copies.extend(copies)
         sources, destinations = zip(*copies, strict=True)
         assert len(set(destinations)) == len(destinations)
-        self.slots[list(destinations)] = self.slots[list(sources)]
+        for cache in (self.slots, self._states):
+            cache[list(destinations)] = cache[list(sources)]
+
+    def _write(self, batch: RaggedBatch) -> None:
+        slots, states = batch.slot_mapping.tolist(), self._states.view(-1)
+        ends, token_ids = batch.cu_seqlens_q.tolist(), batch.input_ids.tolist()
+        assert all(0 <= token_id < self.vocab_size for token_id in token_ids), "no token"
+        written: dict[int, int] = {}
+        for seq in range(batch.num_seqs):
+            first = ends[seq]
+            before = int(batch.positions[first]) - 1
+            block = int(batch.block_table[seq, before // batch.block_size]) if before >= 0 else 0
+            state = int(self._states[block, before % batch.block_size]) if before >= 0 else 0
+            for i in range(first, ends[seq + 1]):
+                state = _next_state(state, token_ids[i])
+                repeats = slots[i] in written
+                assert not repeats or (self._may_repeat and written[slots[i]] == state), "two tokens in one slot"
+                written[slots[i]] = state
+        self.slots.view(-1)[batch.slot_mapping] = batch.input_ids
+        states[list(written)] = torch.tensor(list(written.values()))
+
+    def _logits(self, context: list[int]) -> Tensor:
+        logits = context_logits(context, self.vocab_size)
+        if self._perturbation:
+            logits += context_logits([*context, _EMPTY], self.vocab_size, self._perturbation)
+        return torch.cat([logits, self._padding])
+
+
+def _next_state(state: int, token_id: int) -> int:
+    return hash((state, token_id))
 
 
 def expected_tokens(

@@ -55,6 +55,25 @@ def test_releasing_too_often_is_caught() -> None:
         pool.release([0])
 
 
+def test_what_the_draft_model_has_read_outlives_its_reader_but_not_its_content() -> None:
+    pool = BlockPool(2)
+    first, second = pool.allocate(2) or []
+    pool.set_hash(first, b"a")
+    pool.set_drafted(first)
+    pool.release([first])
+    pool.share(first)
+    assert pool.is_drafted(first)
+    assert not pool.is_drafted(second)
+    pool.release([first])
+    assert pool.allocate(1) == [first]
+    assert not pool.is_drafted(first)
+
+
+def test_only_a_block_in_use_can_have_been_read() -> None:
+    with pytest.raises(AssertionError):
+        BlockPool(1).set_drafted(0)
+
+
 class PoolMachine(RuleBasedStateMachine):
     """A model beside the pool: who holds what, and what each named block was filled with."""
 
@@ -65,6 +84,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool = BlockPool(num_blocks)
         self.references = [0] * num_blocks
         self.content: dict[int, bytes] = {}
+        self.drafted: set[int] = set()
 
     @rule(target=held, count=st.integers(0, 5))
     def allocate(self, count: int) -> object:
@@ -78,6 +98,7 @@ class PoolMachine(RuleBasedStateMachine):
             assert self.references[block] == 0, "handed out while in use"
             self.references[block] = 1
             self.content.pop(block, None)
+            self.drafted.discard(block)
         return multiple(*blocks)
 
     @rule(block=consumes(held))
@@ -108,6 +129,11 @@ class PoolMachine(RuleBasedStateMachine):
             if self.pool.hash_of(block) is None:
                 self.pool.set_hash(block, name)
 
+    @rule(block=held)
+    def read_by_the_draft_model(self, block: int) -> None:
+        self.pool.set_drafted(block)
+        self.drafted.add(block)
+
     @invariant()
     def conserved(self) -> None:
         if not hasattr(self, "pool"):
@@ -117,6 +143,7 @@ class PoolMachine(RuleBasedStateMachine):
         for block, count in enumerate(self.references):
             assert self.pool.references(block) == count
             assert self.pool.is_free(block) == (count == 0)
+            assert self.pool.is_drafted(block) == (block in self.drafted)
             block_hash = self.pool.hash_of(block)
             if block_hash is not None:
                 assert self.pool.find(block_hash) == block

@@ -129,3 +129,123 @@ def test_freeing_returns_every_block() -> None:
     assert kv.pool.num_used == 2
     kv.free(child)
     assert kv.pool.num_used == 0
+
+
+class TestDrafted:
+    """What the draft model has read, in the sequence's own blocks."""
+
+    def decoding(self, kv: KVCacheManager, prompt: list[int], room: int = 8) -> Sequence:
+        """A sequence whose prompt is computed and whose next `room` positions are writable."""
+        sequence = make_sequence(prompt)
+        compute_all(kv, sequence)
+        assert kv.extend(sequence, room)
+        return sequence
+
+    def test_nothing_is_read_at_first(self) -> None:
+        kv = manager()
+        assert kv.drafted(self.decoding(kv, [1, 2, 3, 4, 5])) == 0
+
+    def test_known_tokens_that_were_read_count(self) -> None:
+        kv = manager()
+        sequence = self.decoding(kv, [1, 2, 3, 4, 5])
+        kv.note_drafted(sequence, 3, ())
+        assert kv.drafted(sequence) == 3
+        kv.note_drafted(sequence, 5, ())
+        assert kv.drafted(sequence) == 5
+
+    def test_guesses_count_as_far_as_they_came_true(self) -> None:
+        for emitted, expected in (([7, 8, 9], 8), ([7, 8, 0], 7), ([7], 6), ([0], 5), ([], 5), ([0, 8, 9], 5)):
+            kv = manager()
+            sequence = self.decoding(kv, [1, 2, 3, 4, 5])
+            kv.note_drafted(sequence, 8, (7, 8, 9))
+            sequence.token_ids.extend(emitted)
+            assert kv.drafted(sequence) == expected
+            assert kv.drafted(sequence) == expected, "asking changes nothing"
+
+    def test_guesses_beyond_what_is_known_may_still_come_true(self) -> None:
+        kv = manager()
+        sequence = self.decoding(kv, [1, 2, 3, 4, 5])
+        kv.note_drafted(sequence, 8, (7, 8, 9))
+        counts = []
+        for token in (7, 8, 9, 1):
+            sequence.token_ids.append(token)
+            counts.append(kv.drafted(sequence))
+        assert counts == [6, 7, 8, 8]
+
+    def test_a_guess_after_a_wrong_one_never_counts(self) -> None:
+        kv = manager()
+        sequence = self.decoding(kv, [1, 2, 3, 4, 5])
+        kv.note_drafted(sequence, 8, (7, 8, 9))
+        sequence.token_ids.append(0)
+        assert kv.drafted(sequence) == 5
+        sequence.token_ids.extend([8, 9])
+        assert kv.drafted(sequence) == 5
+        sequence.token_ids[5:] = [7, 8, 9]
+        assert kv.drafted(sequence) == 5, "it was forgotten when it was known to be wrong"
+
+    def test_of_more_guesses_than_were_read_only_those_count(self) -> None:
+        kv = manager()
+        sequence = self.decoding(kv, [1, 2, 3, 4, 5])
+        kv.note_drafted(sequence, 6, (7, 8, 9))
+        sequence.token_ids.extend([7, 8, 9])
+        assert kv.drafted(sequence) == 6
+
+    def test_full_blocks_are_marked_for_others_once_all_their_tokens_are_true(self) -> None:
+        kv = manager()
+        sequence = self.decoding(kv, [1, 2, 3, 4, 5])
+        kv.note_drafted(sequence, 8, (7, 8, 9))
+        sequence.token_ids.extend([7, 8])
+        kv.drafted(sequence)
+        assert [kv.pool.is_drafted(block) for block in sequence.block_table[:2]] == [True, False]
+        sequence.token_ids.append(9)
+        kv.drafted(sequence)
+        assert kv.pool.is_drafted(sequence.block_table[1])
+
+    def test_a_prefix_hit_counts_up_to_the_first_block_that_was_not_read(self) -> None:
+        tokens = list(range(12))
+        for num_read, expected in ((0, 0), (3, 0), (4, 4), (9, 8), (12, 8)):
+            kv = manager()
+            first = self.decoding(kv, tokens, room=0)
+            kv.note_drafted(first, num_read, ())
+            kv.publish(first)
+            kv.free(first)
+            second = make_sequence([*tokens[:8], 50, 51])
+            kv.admit(second, kv.cached_prefix(second))
+            assert second.num_computed_tokens == 8
+            assert kv.drafted(second) == expected
+
+    def test_a_hole_in_what_was_read_ends_it(self) -> None:
+        kv = manager()
+        first = self.decoding(kv, list(range(9)), room=0)
+        kv.pool.set_drafted(first.block_table[1])
+        second = make_sequence(list(range(9)))
+        kv.admit(second, kv.cached_prefix(second))
+        assert kv.drafted(second) == 0
+
+    def test_a_block_handed_out_again_was_not_read(self) -> None:
+        kv = manager(num_blocks=2)
+        first = self.decoding(kv, list(range(8)), room=0)
+        kv.note_drafted(first, 8, ())
+        kv.publish(first)
+        kv.free(first)
+        other = self.decoding(kv, [9] * 8, room=0)
+        assert not any(kv.pool.is_drafted(block) for block in other.block_table)
+        assert kv.drafted(other) == 0
+
+    def test_a_fork_inherits_what_was_read_of_the_shared_tokens_and_no_guesses(self) -> None:
+        kv = manager()
+        parent = self.decoding(kv, [1, 2, 3, 4, 5, 6], room=0)
+        kv.note_drafted(parent, 7, (50,))
+        parent.token_ids.append(50)
+        child = make_sequence([1, 2, 3, 4, 5, 6])
+        kv.fork(parent, child)
+        child.token_ids.append(50)
+        assert (kv.drafted(parent), kv.drafted(child)) == (7, 6)
+
+    def test_freeing_forgets_it(self) -> None:
+        kv = manager(caching=False)
+        sequence = self.decoding(kv, [7, 8, 3, 4, 5])
+        kv.note_drafted(sequence, 7, (7, 8))
+        kv.free(sequence)
+        compute_all(kv, sequence)
+        assert kv.drafted(sequence) == 0, "nor is an old guess taken for the first tokens"
