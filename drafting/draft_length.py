@@ -49,11 +49,16 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """Of one sequence: how many tokens, and whether by the model, which may stop below a survival of `floor`."""
+    """Of one sequence: how many tokens, and whether the model is to make them.
+
+    The model may stop earlier: where a token is expected to bring less than `token_price`, its part in verification, or
+    all tokens of a round less than these and `second_price` for each second of the round. Prices are in emitted tokens.
+    """
 
     num_drafts: int = 0
     by_model: bool = False
-    floor: float = 0.0
+    token_price: float = 0.0
+    second_price: float = 0.0
 
 
 class LengthPolicy(Protocol):
@@ -122,11 +127,10 @@ class AdaptiveLength:
         sunk_s = market.draft_s(depth, num_by_model) + reading_s if num_by_model else 0.0
         counts, rate = buy(offers, market, sunk_s)
         # What the model makes is bought when its beliefs are known; until then its depth is what stands.
-        row_s = sunk_s / (depth * num_by_model) if num_by_model else 0.0
         bought = sum(counts)
-        floor = rate * (row_s + float(market.verify_s[bought + 1] - market.verify_s[bought]))
+        token_price = rate * float(market.verify_s[bought + 1] - market.verify_s[bought])
         return [
-            Order(min(depth, len(one.model)) if model else count, model, floor if model else 0.0)
+            Order(min(depth, len(one.model)), True, token_price, rate) if model else Order(count)
             for one, model, count in zip(options, by_model, counts, strict=True)
         ], rate
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Protocol
 
 from drafting.acceptance import Acceptance
@@ -70,9 +71,8 @@ class _Run:
     request: DraftRequest
     num_read: int
     room: int
-    floor: float
     guesses: list[Guess] = field(default_factory=list)
-    survival: float = 1.0
+    next_gain: float = 1.0  # how likely the next guess is to stand
 
     @property
     def num_unread(self) -> int:
@@ -84,7 +84,7 @@ class _Run:
 
     @property
     def is_done(self) -> bool:
-        return len(self.guesses) >= self.room or self.survival < self.floor
+        return len(self.guesses) >= self.room
 
 
 class DraftModel:
@@ -104,17 +104,18 @@ class DraftModel:
         """How many tokens it can draft for this request."""
         return max(0, min(request.max_drafts, self._reader.max_position - len(request.token_ids)))
 
-    def propose(self, requests: Sequence[DraftRequest], floors: Sequence[float] = ()) -> list[Draft]:
-        """See Drafter. A draft ends early where its estimated survival falls below its floor, if floors are given."""
-        floors = floors or [0.0] * len(requests)
-        runs = [
-            _Run(request, self._reader.num_read(request.seq_id), self.room(request), floor)
-            for request, floor in zip(requests, floors, strict=True)
-        ]
+    def propose(
+        self, requests: Sequence[DraftRequest], token_price: float = 0.0, second_price: float = 0.0
+    ) -> list[Draft]:
+        """See Drafter. Drafts end early where another round does not pay, by the prices of `draft_length.Order`."""
+        runs = [_Run(request, self._reader.num_read(request.seq_id), self.room(request)) for request in requests]
         ready = self._begin([run for run in runs if run.room])
         while ready:
             self._extend(ready)
-            ready = [run for run in ready if not run.is_done]
+            ready = [run for run in ready if not run.is_done and run.next_gain >= token_price]
+            gain = sum(run.next_gain - token_price for run in ready)
+            if ready and gain < second_price * self._round_s(ready):
+                break
         return [Draft(run.tokens, tuple(guess.belief for guess in run.guesses)) for run in runs]
 
     def observe(self, verdicts: Sequence[Verdict]) -> None:
@@ -147,7 +148,13 @@ class DraftModel:
             run.num_read = reading.stop
             run.guesses.append(guess)
             beliefs = [one.belief for one in run.guesses]
-            run.survival *= self._acceptance.rates(run.request.seq_id, beliefs)[-1]
+            survival = prod(self._acceptance.rates(run.request.seq_id, beliefs))
+            run.next_gain = survival * self._acceptance.expected(run.request.seq_id, len(beliefs) + 1)[-1]
+
+    def _round_s(self, runs: Sequence[_Run]) -> float:
+        """Seconds that another round takes, as believed."""
+        num_kv_tokens = sum(len(run.request.token_ids) for run in runs)
+        return float(self._cost.predict(len(runs), len(runs), num_kv_tokens)) if self._cost.is_known else 0.0
 
     def _reading(self, run: _Run) -> Reading:
         stop = len(run.request.token_ids) + len(run.guesses)

@@ -208,15 +208,16 @@ class Speculator:
     def _ask_model(self, granted: Mapping[int, int]) -> None:
         if self._model is None:
             return
-        asked, floors = [], []
+        asked, prices = [], Order()
         for seq_id, count in granted.items():
             case = self._cases[seq_id]
             is_probe = seq_id == self._probed
             if count and (case.order.by_model or is_probe):
                 asked.append(replace(case.request, max_drafts=1 if is_probe else count))
-                floors.append(case.order.floor)
+                prices = case.order
         if asked:
-            for request, draft in zip(asked, self._model.propose(asked, floors), strict=True):
+            drafts = self._model.propose(asked, prices.token_price, prices.second_price)
+            for request, draft in zip(asked, drafts, strict=True):
                 if draft.token_ids:
                     self._cases[request.seq_id].at_hand["model"] = draft
 

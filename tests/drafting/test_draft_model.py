@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
 from drafting.acceptance import Acceptance
@@ -79,12 +81,41 @@ def test_nothing_is_read_for_whom_there_is_no_room() -> None:
     assert {one.seq_id for call in reader.calls for one in call} == {3}
 
 
-def test_a_draft_ends_where_its_survival_falls_below_the_floor() -> None:
-    # Nothing is known of this drafter, so that a belief of 0.5 is worth a rate of about 0.5.
-    drafts = model(FakeReader(belief=0.5)).propose([request(0, 4, 20), request(1, 4, 20)], floors=[0.3, 0.05])
-    short, long = (len(draft.token_ids) for draft in drafts)
-    assert 1 <= short < long < 20
-    assert short <= 3
+class SteadyCost(StepCost):
+    """Any forward takes as long, whatever was observed."""
+
+    is_known = True
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def predict(
+        self, num_tokens: npt.ArrayLike, num_seqs: int, num_kv_tokens: int, optimism: float = 0.0
+    ) -> npt.NDArray[np.float64]:
+        return np.full(np.shape(num_tokens), self._seconds)
+
+
+def length(token_price: float = 0.0, second_price: float = 0.0, num_seqs: int = 1, round_s: float = 0.1) -> int:
+    """Of the drafts of a model that nothing is known of but its speed, and whose guesses are worth about a half."""
+    drafter = DraftModel(FakeReader(belief=0.5), Acceptance(), SteadyCost(round_s))
+    drafts = drafter.propose([request(i, 4, 20) for i in range(num_seqs)], token_price, second_price)
+    (count,) = {len(draft.token_ids) for draft in drafts}
+    return count
+
+
+def test_a_draft_ends_where_a_token_brings_less_than_its_verification() -> None:
+    assert length() == 20
+    assert 20 > length(token_price=0.01) > length(token_price=0.1) > length(token_price=0.4) >= 1
+
+
+def test_a_round_has_to_pay_for_itself() -> None:
+    assert 20 > length(second_price=0.1) > length(second_price=1.0) > length(second_price=4.0) >= 1
+    assert length(second_price=1.0, round_s=0.01) > length(second_price=1.0, round_s=0.1)
+
+
+def test_sequences_share_the_price_of_a_round() -> None:
+    assert length(second_price=4.0, num_seqs=16) > length(second_price=4.0)
 
 
 def test_a_long_unread_stretch_is_caught_up_on_over_several_calls() -> None:
