@@ -12,7 +12,7 @@ from drafting.cost import StepCost
 from drafting.draft_length import Market
 
 # Standard deviations by which lengths are chosen optimistically, so that what is doubtful gets tried.
-_OPTIMISM = 2.0
+_OPTIMISM = 1.0
 # Catching up is paid back over the steps that follow; no more of them are counted on.
 _HORIZON_STEPS = 32
 
