@@ -58,7 +58,7 @@ def _bounded(rate: float) -> float:
 
 def _node(belief: float) -> tuple[int, float]:
     """The node at or below a belief, 0 to _NUM_NODES - 2, and the way from there to the next, 0 to 1."""
-    belief = min(max(belief, 1 - _MAX_BELIEF), _MAX_BELIEF)
+    belief = min(max(0.0 if math.isnan(belief) else belief, 1 - _MAX_BELIEF), _MAX_BELIEF)
     place = (math.log(belief / (1 - belief)) + _MAX_LOG_ODDS) / _NODE_DISTANCE
     node = min(int(place), _NUM_NODES - 2)
     return node, min(max(place - node, 0.0), 1.0)

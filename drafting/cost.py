@@ -46,6 +46,7 @@ _MAX_SHARE = 0.2  # of a step's time that one coefficient's drift may concern
 _REDOUBT = 1.0  # by how much a surprise raises the variance of what it concerns, relative
 _LEAST_ERROR = -0.999  # its logarithm is taken
 _TINY = 1e-9
+_MOST = 1e6  # of a base, in seconds, and of a coefficient: what is restored and lies above is no measurement
 _SURPRISE = 2.5  # standard deviations from which on an observation loses weight
 
 
@@ -134,7 +135,7 @@ class StepCost:
             is_valid = state["knots"] == _KNOTS.tolist() and shape.shape == _MEANS.shape
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a step cost's state: {error!r}") from error
-        if not (is_valid and 0 < base_s < math.inf and np.isfinite(shape).all() and (shape >= 0).all()):
+        if not (is_valid and 0 < base_s < _MOST and (shape >= 0).all() and (shape < _MOST).all()):
             raise ValueError("not a step cost's state: its numbers are out of range")
         cost = cls()
         cost._log_base, cost._shape, cost._is_known = math.log(base_s), shape, True

@@ -101,15 +101,17 @@ class AdaptiveLength:
     def order(self, options: Sequence[Option], market: Market) -> list[Order]:
         """See LengthPolicy.
 
-        The model's depth is raised until another round makes the step worse: survival falls along a draft, so what
-        was too deep once stays it.
+        The model's depth is raised until, having made the step better, another round makes it worse: survival falls
+        along a draft, so it stays so. The first tokens may still cost more than they bring where later ones do not,
+        since the forward of a single row is often a cheaper one.
         """
         best, best_rate = self._order(options, market, 0)
+        has_risen = False
         for depth in range(1, max((len(one.model) for one in options), default=0) + 1):
             deeper, rate = self._order(options, market, depth)
             if rate > best_rate:
-                best, best_rate = deeper, rate
-            elif any(order.by_model for order in deeper):
+                best, best_rate, has_risen = deeper, rate, True
+            elif has_risen:
                 break
         plain_rate = market.num_decodes / float(market.verify_s[0])
         return best if best_rate > plain_rate * MIN_GAIN else [Order() for _ in options]

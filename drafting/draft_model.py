@@ -94,7 +94,7 @@ class DraftModel:
         self._reader = reader
         self._acceptance = acceptance
         self._cost = cost
-        self._max_reading_tokens = max_reading_tokens
+        self.max_reading_tokens = max_reading_tokens
 
     def num_unread(self, request: DraftRequest) -> int:
         """Tokens it has to read before the first guess, at least 1."""
@@ -126,7 +126,7 @@ class DraftModel:
 
     def _begin(self, runs: list[_Run]) -> list[_Run]:
         """Catch up with long unread stretches, the shortest first, as far as the budget goes; who is ready to guess."""
-        budget = self._max_reading_tokens
+        budget = self.max_reading_tokens
         ready, partial = [], []
         for run in sorted(runs, key=lambda run: run.num_unread):
             if run.num_unread <= max(budget, 2):

@@ -20,8 +20,8 @@ class DraftRequest:
 
     `token_ids` are its prompt and output, all verified; they are the sequence's own list, neither to be changed nor to
     be kept beyond the call. `num_left` output tokens are still allowed. `source` restricts the choice of drafter, None
-    leaves it open. `tenant` separates what may be learnt from others' outputs. `prediction` is what the client expects
-    the output to be.
+    leaves it open. `tenant`: whose earlier outputs may be looked at; None: nobody's. `prediction` is what the client
+    expects the output to be.
     """
 
     seq_id: int
@@ -30,7 +30,7 @@ class DraftRequest:
     max_drafts: int
     num_left: int = 2**31
     source: Source | None = None
-    tenant: str = ""
+    tenant: str | None = ""
     prediction: tuple[int, ...] = ()
 
 
@@ -64,7 +64,7 @@ class Verdict:
     draft: Draft = Draft()
     source: Source | None = None
     num_accepted: int = 0
-    tenant: str = ""
+    tenant: str | None = ""
 
     @property
     def was_decoding(self) -> bool:

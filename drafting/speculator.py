@@ -10,6 +10,7 @@ model, which costs something, a small share of the time is kept for drafts that 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +25,7 @@ from drafting.protocol import Draft, Drafter, DraftRequest, Source, Verdict
 # The share of time spent on single drafts of an idle model, and how much of it may be saved up.
 _PROBE_SHARE = 0.005
 _MAX_CREDIT_S = 5.0
+_NEARLY_READ_TOKENS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Speculator:
         self._load = Load(0, 0, 0, 0)
         self._market: Market | None = None
         self._credit_s = 0.0
+        self._observing_s = 0.0
         self._pace = Pace(is_experienced=prices.verify.is_known)
         self._num_probes = 0
         self._probed: int | None = None
@@ -78,13 +81,13 @@ class Speculator:
 
     @property
     def num_tracked(self) -> int:
-        """Sequences that state is kept of."""
+        """Entries kept here for sequences, zero once all have ended."""
         return len(self._cases) + len(self._pace)
 
     def plan(self, requests: Sequence[DraftRequest], load: Load) -> list[int]:
         """How many drafts to reserve room for, for each request in order; at most its `max_drafts`."""
         self._load = load
-        self._pace.begin_step()
+        self._pace.begin_step(load.num_decodes)
         awake = [request for request in requests if not (self.policy.explores and self._pace.rests(request.seq_id))]
         self._cases = {request.seq_id: _Case(request) for request in awake}
         if awake:
@@ -95,8 +98,7 @@ class Speculator:
     def draft(self, granted: Mapping[int, int]) -> dict[int, Chosen]:
         """Drafts to verify by sequence, of at most the granted lengths; sequences without one are left out.
 
-        `granted` has an entry for each sequence of the plan that is still in the step. Blocks for so many tokens after
-        the sequence's own are reserved.
+        `granted` has how many tokens' room after their own the sequences of the plan have got, where any.
         """
         self._ask_model(granted)
         chosen = {}
@@ -114,9 +116,17 @@ class Speculator:
         }
         return {seq_id: one for seq_id, one in kept.items() if one.draft.token_ids}
 
-    def observe(self, verdicts: Sequence[Verdict], num_tokens: int, verify_s: float) -> None:
-        """Learn from a step: what it emitted, and that its forward of `num_tokens` took `verify_s` seconds."""
+    def observe(self, verdicts: Sequence[Verdict], num_tokens: int, verify_s: float, drafting_s: float = 0.0) -> None:
+        """Learn from a step: what it emitted, and how long it took.
+
+        Its forward of `num_tokens` took `verify_s` seconds, `plan` and `draft` took `drafting_s`.
+        """
+        started = time.perf_counter()
         load = self._load
+        if self._cases:
+            num_emitted = sum(verdict.num_new for verdict in verdicts if verdict.was_decoding)
+            spent_s = drafting_s + verify_s + self._observing_s
+            self._pace.judge(self._prices.plain_s(load, num_emitted), spent_s)
         if num_tokens:
             self._prices.verify.observe(num_tokens, load.num_seqs, load.num_kv_tokens, verify_s)
         if self._cases:
@@ -130,6 +140,7 @@ class Speculator:
                 self._judge(case, verdict)
         self._cases.clear()
         self._market = None
+        self._observing_s = time.perf_counter() - started
 
     def forget(self, seq_id: int) -> None:
         """Drop all state of a sequence that has ended."""
@@ -181,7 +192,7 @@ class Speculator:
         return Option(best, survivals(rates), reading_s)
 
     def _reading_s(self, request: DraftRequest) -> float:
-        """What the model's catching up with a sequence costs."""
+        """What the model's catching up with a sequence costs, in this step and in those that follow."""
         assert self._model is not None
         return self._prices.reading_s(self._model.num_unread(request), len(request.token_ids))
 
@@ -193,17 +204,31 @@ class Speculator:
         self._probed = None
         if self._model is None or not self.policy.explores or any(case.order.by_model for case in cases):
             return
-        case = cases[self._num_probes % len(cases)]
-        if case.request.source not in (None, "model") or not self._model.room(case.request):
-            self._num_probes += 1
+        case = self._to_probe(cases)
+        if case is None:
             return
-        cost_s = self._prices.draft_s(self._load, 1, 1) + self._reading_s(case.request)
+        num_unread = min(self._model.num_unread(case.request), self._model.max_reading_tokens)
+        cost_s = self._prices.draft_s(self._load, 1, 1)
+        cost_s += self._prices.reading_s(num_unread, len(case.request.token_ids))
         if cost_s > self._credit_s:
             return
         self._credit_s -= cost_s
         self._num_probes += 1
         self._probed = case.request.seq_id
         case.order = replace(case.order, num_drafts=max(1, case.order.num_drafts))
+
+    def _to_probe(self, cases: Sequence[_Case]) -> _Case | None:
+        """One of those that the model has read nearly all of, in turn; or else the one that lacks the least of it."""
+        assert self._model is not None
+        eligible = [
+            (self._model.num_unread(case.request), case)
+            for case in cases
+            if case.request.source in (None, "model") and self._model.room(case.request)
+        ]
+        near = [case for num_unread, case in eligible if num_unread <= _NEARLY_READ_TOKENS]
+        if near:
+            return near[self._num_probes % len(near)]
+        return min(eligible, key=lambda pair: pair[0], default=(0, None))[1]
 
     def _ask_model(self, granted: Mapping[int, int]) -> None:
         if self._model is None:

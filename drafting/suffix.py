@@ -26,7 +26,7 @@ _OUTPUT_OVERHEAD_TOKENS = 64
 
 
 class SuffixDrafter:
-    """Learns from all outputs it observes, and drafts for each tenant from that tenant's own.
+    """Learns from the outputs it observes, and drafts for each tenant from that tenant's own; None is no tenant.
 
     `max_history_tokens` bounds what is remembered over all tenants together, at up to 48 bytes each (the table is
     allocated at once); the outputs that served least recently go first. Prompts are not indexed, but for the few
@@ -53,6 +53,8 @@ class SuffixDrafter:
         self._running.pop(seq_id, None)
 
     def _draft(self, request: DraftRequest) -> Draft:
+        if request.tenant is None:
+            return Draft()
         context = list(request.token_ids[-_MAX_MATCH:])
         token_ids: list[int] = []
         beliefs: list[float] = []
@@ -66,6 +68,8 @@ class SuffixDrafter:
         return Draft(tuple(token_ids), tuple(beliefs))
 
     def _record(self, verdict: Verdict) -> None:
+        if verdict.tenant is None:
+            return
         known = self._running.get(verdict.seq_id)
         running = _Running(len(verdict.token_ids) - verdict.num_new) if known is None else known
         start = running.num_recorded

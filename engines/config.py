@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class _Config(BaseModel):
@@ -13,9 +13,15 @@ class _Config(BaseModel):
 
 class _DrafterConfig(_Config):
     max_draft_tokens: int = Field(default=16, ge=1, le=64, description="most drafts for one sequence in one step")
-    draft_length: Literal["adaptive"] | Annotated[int, Field(ge=0, le=64)] = Field(
+    draft_length: Literal["adaptive"] | Annotated[int, Field(ge=0, le=64, strict=True)] = Field(
         default="adaptive", description="adaptive: as many as pay, none when none do; a number: always that many"
     )
+
+    @model_validator(mode="after")
+    def _check_length(self) -> Self:
+        if isinstance(self.draft_length, int) and self.draft_length > self.max_draft_tokens:
+            raise ValueError(f"draft_length {self.draft_length} is above max_draft_tokens {self.max_draft_tokens}")
+        return self
 
 
 class NoDrafterConfig(_Config):
@@ -31,11 +37,16 @@ class NgramDrafterConfig(_DrafterConfig):
 
 
 class SuffixDrafterConfig(_DrafterConfig):
-    """Looks up the newest tokens in earlier outputs of the same tenant."""
+    """Looks up the newest tokens in earlier outputs of the same tenant, that is of the same `cache_salt`."""
 
     kind: Literal["suffix"] = "suffix"
     max_history_tokens: int = Field(
-        default=200_000, ge=1024, le=2**24, description="outputs remembered, over all tenants"
+        default=200_000, ge=1024, le=2**24, description="tokens of outputs remembered, over all tenants"
+    )
+    share_unsalted: bool = Field(
+        default=False,
+        description="requests without a cache_salt learn from each other; who may send logit_bias can then guess at "
+        "others' outputs token by token",
     )
 
 
@@ -60,6 +71,13 @@ class AutoDrafterConfig(_DrafterConfig):
     model: str | None = Field(default=None, description="a draft model, as the target's: a folder or a hub id")
     revision: str | None = Field(default=None, description="hub revision")
     max_history_tokens: int = Field(default=200_000, ge=1024, le=2**24, description="as for suffix")
+    share_unsalted: bool = Field(default=False, description="as for suffix")
+
+    @model_validator(mode="after")
+    def _check_revision(self) -> AutoDrafterConfig:
+        if self.revision is not None and self.model is None:
+            raise ValueError("revision without a model")
+        return self
 
 
 DrafterConfig = Annotated[

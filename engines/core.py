@@ -162,6 +162,7 @@ class EngineCore:
             step_time_s=count.step_time_s,
             speculation_time_s=self._speculation.time_s,
             speculation_plain_time_s=self._speculation.plain_time_s,
+            num_speculation_failures=self._speculation.num_failures,
             drafters=self._speculation.stats(),
         )
 
@@ -233,10 +234,18 @@ class EngineCore:
             num_known = sequence.num_tokens
             delta = self._keep(share, own[: num_accepted + 1], num_accepted)
             news.setdefault(self._key_of[sequence.seq_id], []).append(delta)
-            verdicts.append(_verdict(sequence, sequence.num_tokens - num_known, share.chosen, num_accepted))
+            verdicts.append(
+                _verdict(
+                    sequence,
+                    sequence.num_tokens - num_known,
+                    self._speculation.tenant(sequence),
+                    share.chosen,
+                    num_accepted,
+                )
+            )
             for fork in share.forks:
                 news[self._key_of[fork.seq_id]].append(self._start_fork(sequence, fork, next(rows)))
-                verdicts.append(_verdict(fork, fork.num_output_tokens))
+                verdicts.append(_verdict(fork, fork.num_output_tokens, self._speculation.tenant(fork)))
         return news, verdicts
 
     def _judge(self, sequence: Sequence, drafts: tuple[int, ...], num_accepted: int) -> None:
@@ -285,7 +294,9 @@ class EngineCore:
                 self._speculation.forget(sequence.seq_id)
 
 
-def _verdict(sequence: Sequence, num_new: int, chosen: Chosen | None = None, num_accepted: int = 0) -> Verdict:
+def _verdict(
+    sequence: Sequence, num_new: int, tenant: str | None, chosen: Chosen | None = None, num_accepted: int = 0
+) -> Verdict:
     return Verdict(
         seq_id=sequence.seq_id,
         token_ids=sequence.token_ids,
@@ -294,5 +305,5 @@ def _verdict(sequence: Sequence, num_new: int, chosen: Chosen | None = None, num
         draft=chosen.draft if chosen else Draft(),
         source=chosen.source if chosen else None,
         num_accepted=num_accepted,
-        tenant=sequence.request.cache_salt,
+        tenant=tenant,
     )

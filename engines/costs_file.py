@@ -25,10 +25,11 @@ def costs_path(configured: str | None, key: str) -> Path | None:
     `key` is a file name's worth of letters and digits that stands for model, device and whatever else speed depends on.
     """
     if configured is not None:
-        return Path(configured).expanduser() if configured else None
+        return Path(os.path.expanduser(configured)) if configured else None
     cache = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification has relative paths ignored.
-    root = Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()
+    # Unlike Path's, this expansion leaves a home that is unknown as it is; writing there then fails with a warning.
+    root = Path(cache) if os.path.isabs(cache) else Path(os.path.expanduser("~/.cache"))
     return root / "outrider" / "costs" / f"{key}.json"
 
 
@@ -60,15 +61,15 @@ def save_costs(path: Path, key: str, costs: dict[str, Any]) -> bool:
 
     Creates the folder. A reader sees the old file or the new one, never a part.
     """
-    document = json.dumps({"version": _VERSION, "key": key, "costs": costs}, allow_nan=False)
     partial = None
     try:
+        document = json.dumps({"version": _VERSION, "key": key, "costs": costs}, allow_nan=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, suffix=".tmp", delete=False) as stream:
             partial = Path(stream.name)
             stream.write(document)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter for numbers that JSON has not, and names no file can have
         _log.warning("Step costs cannot be kept in %s: %s", path, error)
         if partial is not None:
             partial.unlink(missing_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -36,6 +36,7 @@ from engines.parity import probe
 from engines.speculation import SpeculativeDecoding
 from engines.tokenizer import Tokenizer
 
+Learnt = TypeVar("Learnt", StepCost, Acceptance)
 _log = logging.getLogger(__name__)
 
 
@@ -75,7 +76,7 @@ def check_vocabulary(target: Tokenizer, draft: Tokenizer, name: str) -> None:
     ours, theirs = target.vocabulary(), draft.vocabulary()
     if ours == theirs:
         return
-    token_id = next(i for i in range(max(len(target), len(draft))) if ours.get(i) != theirs.get(i))
+    token_id = next(i for i in sorted(ours.keys() | theirs.keys()) if ours.get(i) != theirs.get(i))
     meant = [_shown(vocabulary.get(token_id)) for vocabulary in (ours, theirs)]
     raise VocabularyMismatchError(
         f"The draft model {name!r} does not share the target's vocabulary: the target has {len(ours)} tokens, the "
@@ -99,7 +100,7 @@ def make_speculation(
     sources: list[Source] = list(lookups)
     if draft:
         sources.append("model")
-    prices, acceptance = _learnt(kept, sources)
+    prices, acceptance = _learnt(kept or {}, sources)
     reader = model = None
     if draft and runner:
         longest = draft.model.max_position or runner.num_blocks * runner.block_size
@@ -107,7 +108,8 @@ def make_speculation(
         model = DraftModel(reader, acceptance["model"], prices.draft)
     policy = make_policy(config.draft_length)
     speculator = Speculator(policy, lookups, model, acceptance, prices)
-    return SpeculativeDecoding(speculator, reader, config.max_draft_tokens)
+    shares = isinstance(config, SuffixDrafterConfig | AutoDrafterConfig) and config.share_unsalted
+    return SpeculativeDecoding(speculator, reader, config.max_draft_tokens, shares)
 
 
 def make_lookups(config: DrafterConfig) -> dict[Source, Drafter]:
@@ -127,16 +129,21 @@ def make_policy(draft_length: int | str) -> LengthPolicy:
     return FixedLength(draft_length) if isinstance(draft_length, int) else AdaptiveLength()
 
 
-def _learnt(kept: Mapping[str, Any] | None, sources: Sequence[Source]) -> tuple[Prices, dict[Source, Acceptance]]:
-    """Costs, and acceptance by source: kept ones if there are any that can be used, or else new ones."""
-    if kept is not None:
+def _learnt(kept: Mapping[str, Any], sources: Sequence[Source]) -> tuple[Prices, dict[Source, Acceptance]]:
+    """Costs, and acceptance by source: kept ones as far as there are any that can be used, or else new ones."""
+    prices, acceptance = kept.get("prices"), kept.get("acceptance")
+    verify, draft = (_restored(StepCost, prices, name) for name in ("verify", "draft"))
+    return Prices(verify, draft), {source: _restored(Acceptance, acceptance, source) for source in sources}
+
+
+def _restored(kind: type[Learnt], states: object, name: str) -> Learnt:
+    state = states.get(name) if isinstance(states, Mapping) else None
+    if state is not None:
         try:
-            states = [kept["prices"][name] for name in ("verify", "draft")]
-            costs = [StepCost.restore(state) if state else StepCost() for state in states]
-            return Prices(*costs), {source: Acceptance.restore(kept["acceptance"][source]) for source in sources}
-        except (KeyError, TypeError, ValueError) as error:
-            _log.warning("kept costs are not usable, so they are learnt anew: %r", error)
-    return Prices(StepCost(), StepCost()), {source: Acceptance() for source in sources}
+            return kind.restore(state)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            _log.warning("what was kept of %s cannot be used, so it is learnt anew: %r", name, error)
+    return kind()
 
 
 def _shown(token: str | None) -> str:

@@ -6,6 +6,8 @@ error.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from engines.block_hash import extend_hashes
 from engines.block_pool import BlockPool
 from engines.sequence import Sequence
@@ -82,6 +84,15 @@ class KVCacheManager:
         sequence.block_table.extend(blocks[len(shared) :])
         return True
 
+    def give_back_spare(self, sequences: Iterable[Sequence]) -> None:
+        """Free the blocks beyond the known tokens: room for drafts that were rejected."""
+        for sequence in sequences:
+            num_kept = self.blocks_for(sequence.num_tokens)
+            if len(sequence.block_table) > num_kept:
+                self.pool.release(reversed(sequence.block_table[num_kept:]))
+                del sequence.block_table[num_kept:]
+                sequence.draft_tail = sequence.draft_tail[: num_kept * self.block_size - sequence.num_drafted_tokens]
+
     def take_copies(self) -> list[tuple[int, int]]:
         """The (source, destination) block copies due before the next forward.
 
@@ -106,7 +117,20 @@ class KVCacheManager:
         for i in range(sequence.num_drafted_blocks, num_full):
             self.pool.set_drafted(sequence.block_table[i])
         sequence.num_drafted_blocks = max(sequence.num_drafted_blocks, num_full)
+        self._follow_readers(sequence)
         return sequence.num_drafted_tokens
+
+    def _follow_readers(self, sequence: Sequence) -> None:
+        """Skip shared blocks that the draft model has meanwhile read for somebody else."""
+        num_known = min(sequence.num_tokens // self.block_size, len(sequence.block_table))
+        first = sequence.num_drafted_blocks
+        while sequence.num_drafted_blocks < num_known and self.pool.is_drafted(
+            sequence.block_table[sequence.num_drafted_blocks]
+        ):
+            sequence.num_drafted_blocks += 1
+        if sequence.num_drafted_blocks > first:
+            sequence.num_drafted_tokens = sequence.num_drafted_blocks * self.block_size
+            sequence.draft_tail = ()
 
     def note_drafted(self, sequence: Sequence, stop: int, drafts: tuple[int, ...]) -> None:
         """The draft model has read the known tokens and then `drafts`, up to position `stop`."""

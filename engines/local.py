@@ -29,7 +29,9 @@ from engines.types import Delta, EngineStats, GenerateRequest, ModelCard
 _log = logging.getLogger(__name__)
 
 _EXIT_WAIT_S = 10.0
-_KEEP_PERIOD_S = 60.0
+# Soon, since a first try may be short; later seldom.
+_FIRST_KEEP_S = 5.0
+_MAX_KEEP_PERIOD_S = 60.0
 
 
 def _nothing() -> None:
@@ -169,14 +171,14 @@ class LocalEngine:
             self._post(self._fail_start, error)
             return
         self._post(self._set_ready, loaded)
-        kept_s = time.monotonic()
+        kept_s, period_s = time.monotonic(), _FIRST_KEEP_S
         try:
             while self._receive(loaded.core) and not self._is_orphaned:
                 news = loaded.core.step() if loaded.core.has_work else []
                 self._post(self._deliver, news, loaded.core.stats())
-                if time.monotonic() > kept_s + _KEEP_PERIOD_S:
+                if time.monotonic() > kept_s + period_s:
                     loaded.keep()
-                    kept_s = time.monotonic()
+                    kept_s, period_s = time.monotonic(), min(2 * period_s, _MAX_KEEP_PERIOD_S)
             loaded.keep()
         except Exception as error:  # noqa: BLE001 - the thread's border: logged, and every stream ends with it
             _log.exception("the engine loop has crashed")

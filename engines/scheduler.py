@@ -143,6 +143,10 @@ class Scheduler:
             return
         num_tokens = min(sequence.num_uncomputed_tokens, plan.budget)
         while not self._kv.extend(sequence, num_tokens):
+            if not plan.has_reclaimed:
+                plan.has_reclaimed = True
+                self._kv.give_back_spare(self._running)
+                continue
             victim = max(self._running, key=_by_order)
             self._preempt(victim, plan)
             if victim is sequence:
@@ -198,6 +202,7 @@ class _Plan:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.num_preempted = 0
+        self.has_reclaimed = False
         self.scheduled: dict[int, Scheduled] = {}
 
     def add(self, sequence: Sequence, num_tokens: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from drafting.cost import StepCost
 from drafting.draft_length import FixedLength
@@ -19,14 +21,22 @@ from engines.scheduler import Scheduled
 from engines.sequence import Sequence
 from engines.types import DrafterStats, SpeculationParams, TokenPrompt
 
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class SpeculativeDecoding:
-    """What loading yields of it: the drafters, the draft model's memory if there is one, the bound of a draft."""
+    """What loading yields of it: the drafters, the draft model's memory if there is one, the bound of a draft.
+
+    `shares_unsalted`: requests without a `cache_salt` are one tenant, rather than none.
+    """
 
     speculator: Speculator
     reader: DraftReader | None
     max_draft_tokens: int
+    shares_unsalted: bool = False
 
     @classmethod
     def off(cls) -> SpeculativeDecoding:
@@ -60,6 +70,9 @@ class Speculation:
         self._speculator = decoding.speculator
         self._reader = decoding.reader
         self._max_draft_tokens = decoding.max_draft_tokens
+        self._is_off = decoding.max_draft_tokens == 0
+        self.num_failures = 0
+        self._unsalted = "" if decoding.shares_unsalted else None
         self._vocabulary = range(vocab_size)
         self._sequences: dict[int, Sequence] = {}  # those that may be drafted for in this step
         self._load = Load(0, 0, 0, 0)
@@ -77,6 +90,8 @@ class Speculation:
 
     def allowances(self, scheduled: SequenceOf[Scheduled]) -> Mapping[int, int]:
         """How many drafts to reserve room for in this step, by seq_id."""
+        if self._is_off:
+            return {}
         started = time.perf_counter()
         decoding = [item.sequence for item in scheduled if item.sequence.is_decoding]
         self._load = Load(
@@ -89,7 +104,7 @@ class Speculation:
         wished = {request.seq_id for request in requests}
         self._sequences.clear()
         self._sequences.update((sequence.seq_id, sequence) for sequence in decoding if sequence.seq_id in wished)
-        wanted = self._speculator.plan(requests, self._load)
+        wanted = self._guarded(lambda: self._speculator.plan(requests, self._load), [0] * len(requests))
         self._elapsed_s = time.perf_counter() - started
         return {request.seq_id: count for request, count in zip(requests, wanted, strict=True)}
 
@@ -97,14 +112,15 @@ class Speculation:
         """The drafts to verify, by seq_id. Blocks must have been copied as the plan says."""
         started = time.perf_counter()
         granted = {item.sequence.seq_id: item.num_drafts for item in scheduled if item.num_drafts}
-        chosen = self._speculator.draft(granted)
+        nothing: dict[int, Chosen] = {}
+        chosen = self._guarded(lambda: self._speculator.draft(granted), nothing)
         self._elapsed_s += time.perf_counter() - started
         usable = {seq_id: Chosen(one.source, self._usable(one)) for seq_id, one in chosen.items()}
         return {seq_id: one for seq_id, one in usable.items() if one.draft.token_ids}
 
     def settle(self, verdicts: SequenceOf[Verdict], num_tokens: int, verify_s: float) -> None:
         """Learn from a step whose forward and sampling of `num_tokens` tokens took `verify_s` seconds."""
-        if self._sequences:
+        if self._sequences and not self._is_off:
             num_emitted = sum(verdict.num_new for verdict in verdicts if verdict.was_decoding)
             self.time_s += self._elapsed_s + verify_s
             self.plain_time_s += self._speculator.plain_s(self._load, num_emitted)
@@ -112,17 +128,29 @@ class Speculation:
             if verdict.source is not None:
                 tally = self._tallies.setdefault(verdict.source, _Tally())
                 tally.add(len(verdict.draft.token_ids), verdict.num_accepted)
-        self._speculator.observe(verdicts, num_tokens, verify_s)
+        self._guarded(lambda: self._speculator.observe(verdicts, num_tokens, verify_s, self._elapsed_s), None)
         self._sequences.clear()
 
     def forget(self, seq_id: int) -> None:
         """Drop all state of a sequence that has ended."""
         self._sequences.pop(seq_id, None)
-        self._speculator.forget(seq_id)
+        self._guarded(lambda: self._speculator.forget(seq_id), None)
 
     def stats(self) -> dict[str, DrafterStats]:
         """Per drafter, those that have drafted."""
         return {source: tally.stats() for source, tally in self._tallies.items()}
+
+    def _guarded(self, call: Callable[[], T], default: T) -> T:
+        """The call's result. If it fails, speculation is off from here on: plain decoding needs none of it."""
+        if self._is_off:
+            return default
+        try:
+            return call()
+        except Exception:  # noqa: BLE001 - the drafters' border: what only speeds up must not stop what it speeds up
+            _log.exception("a drafter has failed: this engine decodes without speculation until it is restarted")
+            self._is_off = True
+            self.num_failures += 1
+            return default
 
     def _request(self, sequence: Sequence) -> DraftRequest:
         request, wish = sequence.request, sequence.request.speculation
@@ -136,9 +164,13 @@ class Speculation:
             max_drafts=min(room, self._bound(wish)),
             num_left=room + 1,
             source=_source(wish),
-            tenant=request.cache_salt,
+            tenant=self.tenant(sequence),
             prediction=prediction.token_ids if isinstance(prediction, TokenPrompt) else (),
         )
+
+    def tenant(self, sequence: Sequence) -> str | None:
+        """Whose output it is; None: nobody else may profit from it."""
+        return sequence.request.cache_salt or self._unsalted
 
     def _bound(self, wish: SpeculationParams) -> int:
         if wish.drafter == "none":

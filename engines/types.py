@@ -211,7 +211,10 @@ class ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class DrafterStats:
-    """What became of one drafter's drafts; `accepted_at[j]` counts the drafts whose token j stood."""
+    """What became of one drafter's drafts; `accepted_at[j]` counts the drafts whose token j stood.
+
+    Counted at verification: tokens that a stop cut away afterwards are accepted here, and rejected in a Usage.
+    """
 
     num_drafts: int = 0
     num_drafted_tokens: int = 0
@@ -250,6 +253,7 @@ class EngineStats:
     # decoding would have taken for the tokens they emitted. The second over the first is the gain.
     speculation_time_s: float = 0.0
     speculation_plain_time_s: float = 0.0
+    num_speculation_failures: int = 0  # a drafter failed, and speculation has been off since
     drafters: Mapping[str, DrafterStats] = field(default_factory=dict)
 
     def __add__(self, other: EngineStats) -> EngineStats:

@@ -67,13 +67,44 @@ def test_sequences_rest_on_their_own() -> None:
     assert looked_at(pace, 4, 3) == [0, 1, 2]
 
 
-def test_the_resting_do_not_wake_all_at_once() -> None:
+def test_the_resting_wake_together() -> None:
+    """What a round of the draft model costs is shared by whoever is awake."""
     pace = Pace(is_experienced=True)
     for seq_id in range(16):
-        for _ in range(100):
+        for _ in range(5 * seq_id):
             pace.note(seq_id, bought=False)
-    pace.begin_step()
-    assert sum(not pace.rests(seq_id) for seq_id in range(16)) == 2
+    awake = []
+    for _ in range(16):
+        pace.begin_step()
+        awake.append(sum(not pace.rests(seq_id) for seq_id in range(16)))
+    assert awake.count(16) == 2
+
+
+def rested(pace: Pace, num_steps: int, gain: float, num_decodes: int = 8) -> list[bool]:
+    found = []
+    for _ in range(num_steps):
+        pace.begin_step(num_decodes)
+        found.append(pace.rests(0))
+        if not found[-1]:
+            pace.judge(plain_s=gain, spent_s=1.0)
+    return found
+
+
+def test_where_looking_costs_more_than_it_brings_everybody_rests_ever_longer() -> None:
+    found = rested(Pace(is_experienced=True), 600, gain=0.95)
+    assert found[:12] == [False] * 12
+    assert sum(found[-216:]) >= 180, "nine tenths of the time in the end"
+
+
+def test_what_pays_is_never_put_to_rest() -> None:
+    assert not any(rested(Pace(is_experienced=True), 200, gain=1.02))
+
+
+def test_a_batch_that_drains_wakes_at_once() -> None:
+    pace = Pace(is_experienced=True)
+    while not rested(pace, 1, gain=0.9, num_decodes=32)[0]:
+        pass
+    assert not any(rested(pace, 5, gain=1.5, num_decodes=8))
 
 
 def test_nothing_is_left_of_ended_sequences() -> None:

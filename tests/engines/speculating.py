@@ -32,7 +32,7 @@ def speculating(
         model = DraftModel(reader, acceptance["model"], prices.draft)
     policy = FixedLength(policy) if isinstance(policy, int) else policy
     speculator = Speculator(policy, lookups, model, acceptance, prices)
-    return SpeculativeDecoding(speculator, reader, max_draft_tokens)
+    return SpeculativeDecoding(speculator, reader, max_draft_tokens, shares_unsalted=True)
 
 
 class ScriptedLength:

@@ -100,12 +100,44 @@ class TestConfiguration:
         assert rates[0] == pytest.approx(rates[1])
         assert rates[0] > 0.7
 
-    @pytest.mark.parametrize("kept", [{}, {"prices": 3}, {"prices": {"verify": None, "draft": None}}, []])
-    def test_what_cannot_be_used_is_learnt_anew(self, kept: Any, caplog: pytest.LogCaptureFixture) -> None:
+    @pytest.mark.parametrize("kept", [{}, {"prices": 3}, {"prices": {"verify": None, "draft": None}}])
+    def test_what_was_not_kept_is_learnt_anew(self, kept: Any) -> None:
+        speculator = make_speculation(parse(kind="ngram"), None, None, 100, CPU, kept).speculator
+        assert not speculator._prices.verify.is_known
+
+    @pytest.mark.parametrize(
+        "kept",
+        [
+            {"prices": {"verify": {"base_s": 10**400}}},
+            {"prices": {"verify": [1]}},
+            {"acceptance": {"ngram": []}},
+            {"acceptance": {"ngram": {"first": 3}}},
+        ],
+    )
+    def test_what_is_damaged_is_learnt_anew_and_said(self, kept: Any, caplog: pytest.LogCaptureFixture) -> None:
         with caplog.at_level(logging.WARNING):
             speculator = make_speculation(parse(kind="ngram"), None, None, 100, CPU, kept).speculator
         assert not speculator._prices.verify.is_known
         assert "learnt anew" in caplog.text
+
+    def test_prices_are_kept_where_drafters_change(self) -> None:
+        first = make_speculation(parse(kind="ngram"), None, None, 100, CPU).speculator
+        first._prices.verify.observe(4, 1, 100, 0.01)
+        second = make_speculation(parse(kind="suffix"), None, None, 100, CPU, first.state()).speculator
+        assert second._prices.verify.is_known
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"kind": "ngram", "draft_length": 20},
+            {"kind": "ngram", "draft_length": True},
+            {"kind": "auto", "revision": "main"},
+            {"kind": "suffix", "max_history_tokens": 10},
+        ],
+    )
+    def test_settings_without_an_effect_are_refused(self, fields: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError):
+            parse(**fields)
 
 
 @pytest.fixture(scope="module")

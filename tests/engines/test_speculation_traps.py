@@ -536,20 +536,27 @@ class TestCancelling:
         assert not drafter.live
         engine.assert_idle()
 
-    def test_a_cancel_from_within_a_step_breaks_the_step(self) -> None:
-        """A drafter that fails half-way must not leave the books unbalanced for the cancel that follows."""
+    @pytest.mark.parametrize("method", ["propose", "observe", "forget"])
+    def test_a_drafter_that_fails_ends_speculation_and_nothing_else(
+        self, method: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        def fail(*args: object) -> None:
+            raise RuntimeError("broken drafter")
 
-        class Failing(Oracle):
-            def observe(self, verdicts: Any) -> None:
-                raise RuntimeError("broken drafter")
-
-        engine = Engine({"ngram": Failing()}, 4)
-        key = engine.add(request(PROMPT))
-        with pytest.raises(RuntimeError, match="broken drafter"):
-            engine.run()
-        engine.core.abort(key)
-        engine.assert_idle()
-        assert not engine.core.has_work
+        oracle = Oracle()
+        engine = Engine({"ngram": oracle}, 4)
+        plain = Engine({}, 0)
+        wanted = [request(PROMPT), request(PROMPT[:-1])]
+        keys = [(engine.add(one), plain.add(one)) for one in wanted]
+        for _ in range(3):
+            engine.step()
+        setattr(oracle, method, fail)
+        engine.run()
+        plain.run()
+        assert [engine.tokens(key) for key, _ in keys] == [plain.tokens(key) for _, key in keys]
+        stats = engine.core.stats()
+        assert (stats.num_running, stats.num_blocks_used, stats.num_speculation_failures) == (0, 0, 1)
+        assert "broken drafter" in caplog.text
 
     def test_a_preempted_and_cancelled_sequence_is_remembered(self) -> None:
         engine = Engine({}, 3, model=1.0, num_blocks=9)

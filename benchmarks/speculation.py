@@ -1,0 +1,239 @@
+"""Decoded tokens per second with and without speculation: every drafter, every fixed length, and the adaptive one.
+
+    python -m benchmarks.speculation --json
+    python -m benchmarks.speculation --quick --json
+
+The target is the demo target upscaled to half a billion parameters (`benchmarks.upscale`): the acceptance of a real
+pair, at the cost of a real model. Within a group (workload, temperature, sequences) the settings take turns in an order
+that changes from round to round; figures are medians over rounds. Every setting emits the same tokens, since the output
+does not depend on the drafts, so that within a group only speed differs.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from benchmarks import upscale
+from benchmarks.environment import describe
+from benchmarks.speculation_picture import draw
+from benchmarks.speculation_systems import Assisted, Length, Measured, Outrider, Setting, assistants
+from benchmarks.workloads import WORKLOADS, Prompt, Workload, prompts
+from engines.types import DrafterChoice
+
+_console = Console(stderr=True, width=140)
+_DRAFT = Path(__file__).resolve().parent.parent / "demo" / "models" / "draft"
+_DRAFTERS: tuple[DrafterChoice, ...] = ("ngram", "suffix", "model", "auto")
+_LENGTHS: tuple[Length, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+# With one sequence a single prompt would say little: so many are decoded one after another.
+_MIN_PROMPTS = 8
+# Large batches say as much in fewer steps.
+_MANY_SEQUENCES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is measured: the cross product of the fields, `rounds` times over."""
+
+    workloads: tuple[Workload, ...]
+    temperatures: tuple[float, ...]
+    sequences: tuple[int, ...]
+    drafters: tuple[DrafterChoice, ...]
+    lengths: tuple[Length, ...]
+    tokens: int
+    rounds: int
+
+    def tokens_for(self, sequences: int) -> int:
+        """New tokens of each sequence."""
+        return self.tokens if sequences < _MANY_SEQUENCES else max(1, self.tokens * 2 // 3)
+
+    def settings(self, workload: Workload, temperature: float) -> list[Setting]:
+        """Plain decoding, then each drafter at each fixed length and adaptive."""
+        drafters = list(self.drafters)
+        if workload == "edit" and "auto" in drafters:
+            drafters.append("prediction")
+        drafted = [
+            Setting(drafter, length, temperature) for drafter in drafters for length in (*self.lengths, "adaptive")
+        ]
+        return [Setting("none", 0, temperature), *drafted]
+
+    def groups(self) -> Iterator[tuple[Workload, float, int]]:
+        """Workload, temperature and sequences of each group."""
+        for workload in self.workloads:
+            for temperature in self.temperatures:
+                for sequences in self.sequences:
+                    yield workload, temperature, sequences
+
+
+QUICK = Plan(("code",), (0.0,), (1, 16), ("ngram", "model", "auto"), (2, 4, 8), tokens=24, rounds=1)
+FULL = Plan(WORKLOADS, (0.0, 1.0), (1, 4, 16, 32), _DRAFTERS, _LENGTHS, tokens=24, rounds=1)
+
+
+def measure(
+    plan: Plan, ours: Outrider, peers: Sequence[Assisted], chosen: dict[Workload, tuple[Prompt, ...]]
+) -> Iterator[list[dict[str, Any]]]:
+    """The rows of one group after another; peers decode one sequence at a time, and are measured where we do."""
+    for workload, temperature, sequences in track(list(plan.groups()), console=_console, description="measuring"):
+        group = {"workload": workload, "temperature": temperature, "sequences": sequences}
+        batches = _batches(chosen[workload], sequences)
+        num_new = plan.tokens_for(sequences)
+        rows = []
+        for setting, runs in _turns(plan, plan.settings(workload, temperature), ours, batches).items():
+            rows.append(_row("outrider", group, setting.drafter, setting.length, runs))
+        for peer in peers if sequences == 1 else ():
+            runs = [[peer.run(batch, temperature, num_new) for batch in batches] for _ in range(plan.rounds)]
+            rows.append(_row(peer.name, group, peer.drafter, "adaptive" if peer.drafter != "none" else 0, runs))
+        yield rows
+
+
+def _turns(
+    plan: Plan, settings: list[Setting], ours: Outrider, batches: list[tuple[Prompt, ...]]
+) -> dict[Setting, list[list[Measured]]]:
+    """Runs of each setting, round by round; what the claims rest on, plain and adaptive, takes two turns in a round.
+
+    Settings change after each batch, so that a machine whose speed drifts slows all of them.
+    """
+    num_new = plan.tokens_for(len(batches[0]))
+    for batch in batches:
+        ours.run(batch, settings[0], 2)  # fills the prefix cache
+    runs: dict[Setting, list[list[Measured]]] = {setting: [] for setting in settings}
+    turns = [*settings, *(setting for setting in settings if setting.length in (0, "adaptive"))]
+    for turn in range(plan.rounds):
+        done: list[list[Measured]] = [[] for _ in turns]
+        for number, batch in enumerate(batches):
+            order = list(range(len(turns)))
+            random.Random(f"{turn} {number}").shuffle(order)
+            for place in order:
+                done[place].append(ours.run(batch, turns[place], num_new))
+        for setting, run in zip(turns, done, strict=True):
+            runs[setting].append(run)
+    return runs
+
+
+def _batches(chosen: tuple[Prompt, ...], sequences: int) -> list[tuple[Prompt, ...]]:
+    count = max(sequences, _MIN_PROMPTS)
+    return [chosen[start : start + sequences] for start in range(0, count, sequences)]
+
+
+def _row(
+    system: str, group: dict[str, Any], drafter: str, length: Length, runs: list[list[Measured]]
+) -> dict[str, Any]:
+    rates = [sum(one.num_tokens for one in run) / sum(one.seconds for one in run) for run in runs]
+    everything = [one for run in runs for one in run]
+    drafted = sum(one.num_drafted for one in everything)
+    steps = sum(one.num_steps * one.num_sequences for one in everything)
+    return {
+        "system": system,
+        **group,
+        "drafter": drafter,
+        "draft_length": length,
+        "tokens_per_s": round(statistics.median(rates), 2),
+        "tokens_per_s_range": [round(min(rates), 2), round(max(rates), 2)],
+        "tokens_per_step": round(sum(one.num_tokens for one in everything) / steps, 3) if steps else None,
+        "acceptance_rate": round(sum(one.num_accepted for one in everything) / drafted, 3) if drafted else None,
+        "rounds": len(runs),
+    }
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each group: adaptive beside plain and beside the best fixed length, by drafter, and beside the best peer."""
+    found = []
+    keys = {(row["workload"], row["temperature"], row["sequences"]) for row in rows}
+    for key in sorted(keys):
+        group = [row for row in rows if (row["workload"], row["temperature"], row["sequences"]) == key]
+        own = [row for row in group if row["system"] == "outrider"]
+        plain = next(row["tokens_per_s"] for row in own if row["drafter"] == "none")
+        peer = max((row["tokens_per_s"] for row in group if row["system"] != "outrider"), default=None)
+        for row in own:
+            if row["draft_length"] != "adaptive":
+                continue
+            speed = row["tokens_per_s"]
+            fixed = [
+                one["tokens_per_s"]
+                for one in own
+                if one["drafter"] == row["drafter"] and one["draft_length"] not in (0, "adaptive")
+            ]
+            found.append(
+                {
+                    "workload": key[0],
+                    "temperature": key[1],
+                    "sequences": key[2],
+                    "drafter": row["drafter"],
+                    "adaptive_over_plain": round(speed / plain, 3),
+                    "adaptive_over_best_fixed": round(speed / max(fixed), 3) if fixed else None,
+                    "adaptive_over_best_peer": round(speed / peer, 3) if peer else None,
+                }
+            )
+    return found
+
+
+def main(
+    quick: Annotated[bool, typer.Option("--quick", help="code at temperature 0, 1 and 16 sequences")] = False,
+    workloads: Annotated[str, typer.Option(help="comma-separated; all by default")] = "",
+    temperatures: Annotated[str, typer.Option(help="comma-separated")] = "",
+    sequences: Annotated[str, typer.Option(help="comma-separated")] = "",
+    drafters: Annotated[str, typer.Option(help="comma-separated")] = "",
+    lengths: Annotated[str, typer.Option(help="fixed draft lengths, comma-separated; 'none' for adaptive alone")] = "",
+    tokens: Annotated[int, typer.Option(help="new tokens for each sequence; 0: the plan's own")] = 0,
+    rounds: Annotated[int, typer.Option(help="0: the plan's own")] = 0,
+    peers: Annotated[bool, typer.Option(help="measure transformers' assisted generation as well")] = True,
+    save: Annotated[Path | None, typer.Option(help="write the document there after each group")] = None,
+    picture: Annotated[Path | None, typer.Option(help="write a PNG")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON document last")] = False,
+) -> None:
+    """Measure speculative decoding."""
+    base = QUICK if quick else FULL
+    plan = Plan(
+        workloads=tuple(name for name in WORKLOADS if name in workloads.split(",")) or base.workloads,
+        temperatures=tuple(map(float, _items(temperatures))) or base.temperatures,
+        sequences=tuple(map(int, _items(sequences))) or base.sequences,
+        drafters=tuple(name for name in _DRAFTERS if name in drafters.split(",")) or base.drafters,
+        lengths=() if lengths == "none" else tuple(map(int, _items(lengths))) or base.lengths,
+        tokens=tokens or base.tokens,
+        rounds=rounds or base.rounds,
+    )
+    target = upscale.materialize()
+    tokenizer = AutoTokenizer.from_pretrained(target)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    count = max(*plan.sequences, _MIN_PROMPTS)
+    chosen = {workload: prompts(workload, tokenizer, count) for workload in plan.workloads}
+    ours = Outrider(target, _DRAFT, torch.get_num_threads(), max(plan.sequences))
+    rows: list[dict[str, Any]] = []
+    environment = describe() | {"tokens": plan.tokens, "rounds": plan.rounds}
+    for group in measure(plan, ours, assistants(target, _DRAFT) if peers else [], chosen):
+        rows += group
+        document = {"environment": environment, "runs": rows, "claims": claims(rows)}
+        if save is not None:
+            save.write_text(json.dumps(document, indent=1) + "\n")
+    _print_table(claims(rows))
+    if picture is not None:
+        draw(rows, picture)
+    if as_json:
+        print(json.dumps({"environment": environment, "runs": rows, "claims": claims(rows)}))
+
+
+def _items(text: str) -> list[str]:
+    return [item for item in text.split(",") if item]
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    _console.print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
