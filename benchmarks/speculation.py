@@ -14,10 +14,10 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import torch
 import typer
@@ -33,6 +33,7 @@ from benchmarks.speculation_systems import Assisted, Length, Measured, Outrider,
 from benchmarks.workloads import WORKLOADS, Prompt, Workload, prompts
 from engines.types import DrafterChoice
 
+Name = TypeVar("Name", bound=str)
 _console = Console(stderr=True, width=140)
 _DRAFT = Path(__file__).resolve().parent.parent / "demo" / "models" / "draft"
 _DRAFTERS: tuple[DrafterChoice, ...] = ("ngram", "suffix", "model", "auto")
@@ -77,8 +78,18 @@ class Plan:
                     yield workload, temperature, sequences
 
 
-QUICK = Plan(("code",), (0.0,), (1, 16), ("ngram", "model", "auto"), (2, 4, 8), tokens=24, rounds=1)
+QUICK = Plan(("code",), (0.0,), (1, 16), ("ngram", "model", "auto"), (2, 4, 8), tokens=20, rounds=1)
 FULL = Plan(WORKLOADS, (0.0, 1.0), (1, 4, 16, 32), _DRAFTERS, _LENGTHS, tokens=24, rounds=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One system under one setting: what its row says of it, and how it decodes a batch."""
+
+    system: str
+    drafter: str
+    length: Length
+    run: Callable[[tuple[Prompt, ...]], Measured]
 
 
 def measure(
@@ -86,39 +97,45 @@ def measure(
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of one group after another; peers decode one sequence at a time, and are measured where we do."""
     for workload, temperature, sequences in track(list(plan.groups()), console=_console, description="measuring"):
-        group = {"workload": workload, "temperature": temperature, "sequences": sequences}
         batches = _batches(chosen[workload], sequences)
         num_new = plan.tokens_for(sequences)
-        rows = []
-        for setting, runs in _turns(plan, plan.settings(workload, temperature), ours, batches).items():
-            rows.append(_row("outrider", group, setting.drafter, setting.length, runs))
-        for peer in peers if sequences == 1 else ():
-            runs = [[peer.run(batch, temperature, num_new) for batch in batches] for _ in range(plan.rounds)]
-            rows.append(_row(peer.name, group, peer.drafter, "adaptive" if peer.drafter != "none" else 0, runs))
-        yield rows
+        jobs = [_own(ours, setting, num_new) for setting in plan.settings(workload, temperature)]
+        for batch in batches:
+            ours.run(batch, Setting("none", 0, temperature), 2)  # fills the prefix cache
+        jobs += [_peer(peer, temperature, num_new) for peer in peers if sequences == 1]
+        runs = _turns(jobs, batches, plan.rounds)
+        group = {"workload": workload, "temperature": temperature, "sequences": sequences}
+        yield [_row(job, group, runs[number]) for number, job in enumerate(jobs)]
 
 
-def _turns(
-    plan: Plan, settings: list[Setting], ours: Outrider, batches: list[tuple[Prompt, ...]]
-) -> dict[Setting, list[list[Measured]]]:
-    """Runs of each setting, round by round; what the claims rest on, plain and adaptive, takes two turns in a round.
+def _own(ours: Outrider, setting: Setting, num_new: int) -> Job:
+    return Job("outrider", setting.drafter, setting.length, lambda batch: ours.run(batch, setting, num_new))
 
-    Settings change after each batch, so that a machine whose speed drifts slows all of them.
+
+def _peer(peer: Assisted, temperature: float, num_new: int) -> Job:
+    length: Length = 0 if peer.drafter == "none" else "adaptive"
+    return Job(peer.name, peer.drafter, length, lambda batch: peer.run(batch, temperature, num_new))
+
+
+def _turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: int) -> list[list[list[Measured]]]:
+    """Runs of each job, round by round; what the claims rest on, plain and adaptive, takes two turns in a round.
+
+    Jobs change after each batch, so that a machine whose speed drifts slows all of them.
     """
-    num_new = plan.tokens_for(len(batches[0]))
-    for batch in batches:
-        ours.run(batch, settings[0], 2)  # fills the prefix cache
-    runs: dict[Setting, list[list[Measured]]] = {setting: [] for setting in settings}
-    turns = [*settings, *(setting for setting in settings if setting.length in (0, "adaptive"))]
-    for turn in range(plan.rounds):
+    runs: list[list[list[Measured]]] = [[] for _ in jobs]
+    turns = list(range(len(jobs)))
+    turns += [
+        number for number in turns if jobs[number].system == "outrider" and jobs[number].length in (0, "adaptive")
+    ]
+    for turn in range(rounds):
         done: list[list[Measured]] = [[] for _ in turns]
-        for number, batch in enumerate(batches):
+        for place, batch in enumerate(batches):
             order = list(range(len(turns)))
-            random.Random(f"{turn} {number}").shuffle(order)
-            for place in order:
-                done[place].append(ours.run(batch, turns[place], num_new))
-        for setting, run in zip(turns, done, strict=True):
-            runs[setting].append(run)
+            random.Random(f"{turn} {place}").shuffle(order)
+            for position in order:
+                done[position].append(jobs[turns[position]].run(batch))
+        for number, run in zip(turns, done, strict=True):
+            runs[number].append(run)
     return runs
 
 
@@ -127,18 +144,16 @@ def _batches(chosen: tuple[Prompt, ...], sequences: int) -> list[tuple[Prompt, .
     return [chosen[start : start + sequences] for start in range(0, count, sequences)]
 
 
-def _row(
-    system: str, group: dict[str, Any], drafter: str, length: Length, runs: list[list[Measured]]
-) -> dict[str, Any]:
+def _row(job: Job, group: dict[str, Any], runs: list[list[Measured]]) -> dict[str, Any]:
     rates = [sum(one.num_tokens for one in run) / sum(one.seconds for one in run) for run in runs]
     everything = [one for run in runs for one in run]
     drafted = sum(one.num_drafted for one in everything)
     steps = sum(one.num_steps * one.num_sequences for one in everything)
     return {
-        "system": system,
+        "system": job.system,
         **group,
-        "drafter": drafter,
-        "draft_length": length,
+        "drafter": job.drafter,
+        "draft_length": job.length,
         "tokens_per_s": round(statistics.median(rates), 2),
         "tokens_per_s_range": [round(min(rates), 2), round(max(rates), 2)],
         "tokens_per_step": round(sum(one.num_tokens for one in everything) / steps, 3) if steps else None,
@@ -196,10 +211,10 @@ def main(
     """Measure speculative decoding."""
     base = QUICK if quick else FULL
     plan = Plan(
-        workloads=tuple(name for name in WORKLOADS if name in workloads.split(",")) or base.workloads,
+        workloads=tuple(_named(workloads, WORKLOADS)) or base.workloads,
         temperatures=tuple(map(float, _items(temperatures))) or base.temperatures,
         sequences=tuple(map(int, _items(sequences))) or base.sequences,
-        drafters=tuple(name for name in _DRAFTERS if name in drafters.split(",")) or base.drafters,
+        drafters=tuple(_named(drafters, (*_DRAFTERS, "prediction"))) or base.drafters,
         lengths=() if lengths == "none" else tuple(map(int, _items(lengths))) or base.lengths,
         tokens=tokens or base.tokens,
         rounds=rounds or base.rounds,
@@ -222,6 +237,12 @@ def main(
         draw(rows, picture)
     if as_json:
         print(json.dumps({"environment": environment, "runs": rows, "claims": claims(rows)}))
+
+
+def _named(text: str, known: Sequence[Name]) -> list[Name]:
+    if unknown := set(_items(text)) - set(known):
+        raise typer.BadParameter(f"{', '.join(sorted(unknown))}: not of {', '.join(known)}")
+    return [name for name in known if name in _items(text)]
 
 
 def _items(text: str) -> list[str]:
