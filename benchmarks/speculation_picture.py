@@ -16,11 +16,14 @@ _COLOURS = {"auto": "#1b6ca8", "model": "#c8553d", "ngram": "#588157", "suffix":
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write a PNG: a panel per workload and temperature, adaptive as lines, the fixed lengths' range as bands."""
+    """Write a PNG: a panel per workload and temperature, adaptive as lines, the fixed lengths' range as bands.
+
+    Of a group that several parts of a document measured, pass the rows of one.
+    """
     workloads = list(dict.fromkeys(row["workload"] for row in rows))
     temperatures = sorted({row["temperature"] for row in rows})
     figure = Figure(figsize=(4.2 * len(workloads), 3.4 * len(temperatures)), layout="constrained")
-    panels = figure.subplots(len(temperatures), len(workloads), sharex=True, sharey="row", squeeze=False)
+    panels = figure.subplots(len(temperatures), len(workloads), sharey="row", squeeze=False)
     for line, temperature in enumerate(temperatures):
         for column, workload in enumerate(workloads):
             own = [row for row in rows if (row["workload"], row["temperature"]) == (workload, temperature)]
@@ -28,7 +31,11 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
         panels[line][0].set_ylabel("speed over plain decoding")
     for panel in panels[-1]:
         panel.set_xlabel("sequences at once")
-    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False)
+    legend: dict[str, Any] = {}
+    for panel in panels.flat:
+        handles, labels = panel.get_legend_handles_labels()
+        legend.update(zip(map(str, labels), handles, strict=True))
+    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=8, frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -53,7 +60,7 @@ def _panel(panel: Axes, rows: Sequence[dict[str, Any]], title: str) -> None:
         if all(fixed):
             panel.fill_between(places, list(map(min, fixed)), list(map(max, fixed)), color=colour, alpha=0.12)
         adaptive = [ratios[count]["adaptive"] for count in counts]
-        panel.plot(places, adaptive, "o-", color=colour, label=f"{drafter}, adaptive (band: fixed 1 to 8)")
+        panel.plot(places, adaptive, "o-", color=colour, label=f"{drafter}, adaptive")
     for row in rows:
         if row["system"] != "outrider":
             label = row["system"].replace("_", " ")

@@ -37,6 +37,16 @@ def drafter() -> SuffixDrafter:
     return SuffixDrafter(max_history_tokens=4096)
 
 
+def test_who_is_no_tenant_teaches_nobody_and_learns_from_nobody(drafter: SuffixDrafter) -> None:
+    def step(tenant: str | None) -> Draft:
+        drafter.observe([Verdict(next(SEQ_IDS), [9, 1, 2, 3, 4, 5], 1, 5, tenant=tenant)])
+        return drafter.propose([DraftRequest(next(SEQ_IDS), [70, 2, 3], 1, 2, tenant=None)])[0]
+
+    assert step(None) == step("") == Draft()
+    assert draft(drafter, [70, 2, 3], max_drafts=2).token_ids == (4, 5)
+    assert draft(drafter, [70, 2, 3], tenant="other") == Draft()
+
+
 def test_an_earlier_output_is_followed(drafter: SuffixDrafter) -> None:
     emit(drafter, [1, 2, 3, 4, 5])
     assert draft(drafter, [70, 2, 3]).token_ids == (4, 5)

@@ -120,6 +120,36 @@ def test_can_hold_counts_free_prefix_blocks_once() -> None:
     assert not kv.can_hold(second, prefix, promised=1)
 
 
+def test_spare_blocks_go_back_with_what_the_draft_model_read_into_them() -> None:
+    kv = manager()
+    sequence = make_sequence(list(range(6)))
+    assert kv.extend(sequence, 14)  # six known tokens and eight drafts: four blocks
+    sequence.num_computed_tokens = 5
+    kv.note_drafted(sequence, 11, (70, 71, 72, 73, 74, 75, 76, 77))
+    assert sequence.draft_tail == (70, 71, 72, 73, 74)
+    kv.give_back_spare([sequence])
+    assert (len(sequence.block_table), kv.pool.num_used) == (2, 2)
+    assert sequence.draft_tail == (70, 71), "positions 6 and 7 are still its own"
+    sequence.token_ids += [70, 71, 72]
+    assert kv.drafted(sequence) == 8
+    kv.give_back_spare([sequence])
+    assert kv.pool.num_used == 2
+
+
+def test_what_the_draft_model_read_for_another_sequence_is_not_read_again() -> None:
+    kv = manager()
+    first, second = make_sequence(list(range(14))), make_sequence(list(range(14)))
+    compute_all(kv, first)
+    kv.admit(second, kv.cached_prefix(second))
+    compute_all(kv, second)
+    assert kv.drafted(first) == kv.drafted(second) == 0
+    kv.note_drafted(first, 13, ())
+    assert kv.drafted(first) == 13
+    assert kv.drafted(second) == 12, "three blocks are shared, the rest is its own"
+    kv.note_drafted(second, 14, (50,))
+    assert kv.drafted(second) == 14
+
+
 def test_freeing_returns_every_block() -> None:
     kv = manager()
     parent, child = make_sequence(list(range(6))), make_sequence(list(range(6)))

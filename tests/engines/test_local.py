@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from engines import local
 from engines.build import load_engine
 from engines.config import LocalEngineConfig
 from engines.errors import EngineDeadError, EngineError, EngineOverloadedError, InvalidRequestError, ModelLoadError
@@ -259,3 +262,41 @@ async def test_closing_ends_the_thread(checkpoint: Path) -> None:
     assert any(thread.name == "engine-loop" for thread in threading.enumerate())
     await engine.close()
     assert not any(thread.name == "engine-loop" for thread in threading.enumerate())
+
+
+class TestWhatIsLearnt:
+    """Costs outlive the process in a file."""
+
+    async def generate(self, config: LocalEngineConfig) -> None:
+        engine = LocalEngine(config)
+        await engine.start()
+        await collect(engine, request(max_tokens=20))
+        await engine.close()
+
+    async def test_it_is_kept_at_the_end_and_taken_up_at_the_start(self, checkpoint: Path, tmp_path: Path) -> None:
+        config = make_config(checkpoint, costs_file=str(tmp_path / "costs.json"))
+        await self.generate(config)
+        assert (tmp_path / "costs.json").exists()
+        assert load_engine(config).speculator.state()["prices"]["verify"] is not None
+
+    async def test_it_is_kept_under_way(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept = threading.Event()
+        loaded = load_engine(make_config(checkpoint, costs_file=""))
+        monkeypatch.setattr(local, "_FIRST_KEEP_S", 0.0)
+        engine = LocalEngine(make_config(checkpoint), lambda _: replace(loaded, keep=kept.set))
+        await engine.start()
+        await collect(engine, request())
+        assert kept.is_set()
+        await engine.close()
+
+    @pytest.mark.parametrize("place", ["/proc/nowhere/costs.json", "~nosuchuser/costs.json", "a\0b"])
+    async def test_where_it_cannot_be_kept_the_engine_serves_nevertheless(self, checkpoint: Path, place: str) -> None:
+        await self.generate(make_config(checkpoint, costs_file=place))
+
+    async def test_nothing_is_written_where_nothing_is_to_be(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        await self.generate(make_config(checkpoint, costs_file=""))
+        await self.generate(make_config(checkpoint, drafter={"kind": "none"}))
+        assert not os.listdir(tmp_path)

@@ -161,6 +161,20 @@ def test_drafts_take_only_what_budget_is_left() -> None:
     assert [item.num_drafts for item in scheduler.schedule().scheduled] == [4, 0]
 
 
+def test_room_for_rejected_drafts_is_given_back_before_anybody_is_preempted() -> None:
+    scheduler = make_scheduler(num_blocks=5, budget=32, drafts=8)
+    first, second = make_sequence(list(range(3))), make_sequence(list(range(3)))
+    scheduler.add(first)
+    scheduler.add(second)
+    advance(scheduler, scheduler.schedule())
+    for _ in range(6):
+        plan = scheduler.schedule()
+        assert plan.num_preempted == 0
+        for item in plan.scheduled:
+            scheduler.advance(item, [99], num_accepted_drafts=0)
+    assert first.num_tokens == second.num_tokens == 10
+
+
 def test_drafts_never_preempt() -> None:
     scheduler = make_scheduler(num_blocks=2, budget=16, drafts=4)
     first, second = make_sequence([1]), make_sequence([2])

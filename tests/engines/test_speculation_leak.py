@@ -16,7 +16,7 @@ from engines.types import GenerateRequest, SpeculationParams, TokenPrompt
 from tests.engines.speculating import ScriptedLength
 from tests.engines.speculative_engine import VOCAB, Engine, random_request, state_size
 
-NUM_REQUESTS = 1500
+NUM_REQUESTS = 10_000
 
 
 class Traffic:
