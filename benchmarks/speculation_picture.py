@@ -35,7 +35,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     for panel in panels.flat:
         handles, labels = panel.get_legend_handles_labels()
         legend.update(zip(map(str, labels), handles, strict=True))
-    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=8, frameon=False)
+    figure.legend(list(legend.values()), list(legend), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
 
