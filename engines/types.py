@@ -166,10 +166,10 @@ class Delta:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
-    provenance: tuple[Piece, ...] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     usage: Usage | None = None
+    provenance: tuple[Piece, ...] | None = None
 
 
 def joined(deltas: Iterable[Delta]) -> tuple[Delta, ...]:

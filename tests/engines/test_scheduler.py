@@ -162,7 +162,7 @@ def test_drafts_take_only_what_budget_is_left() -> None:
 
 
 def test_room_for_rejected_drafts_is_given_back_before_anybody_is_preempted() -> None:
-    scheduler = make_scheduler(num_blocks=5, budget=32, drafts=8)
+    scheduler = make_scheduler(num_blocks=6, budget=32, drafts=8)
     first, second = make_sequence(list(range(3))), make_sequence(list(range(3)))
     scheduler.add(first)
     scheduler.add(second)
