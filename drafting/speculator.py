@@ -49,7 +49,8 @@ class Speculator:
     """Combines drafters under one length policy. One thread calls, in the order plan, draft, observe.
 
     `lookups` are the drafters that cost nothing, by source; they and `policy` may be replaced between two steps.
-    `acceptance` has an entry for each of them, and for the model's drafts.
+    `acceptance` has an entry for each of them, and for the model's drafts. `time_s` is what the steps took in which
+    drafts were looked for, all told, and `plain_time_s` what plain decoding is believed to need for what they emitted.
     """
 
     def __init__(
@@ -71,6 +72,8 @@ class Speculator:
         self._credit_s = 0.0
         self._observing_s = 0.0
         self._pace = Pace(is_experienced=prices.verify.is_known)
+        self.time_s = 0.0
+        self.plain_time_s = 0.0
         self._num_probes = 0
         self._probed: int | None = None
 
@@ -98,14 +101,14 @@ class Speculator:
     def draft(self, granted: Mapping[int, int]) -> dict[int, Chosen]:
         """Drafts to verify by sequence, of at most the granted lengths; sequences without one are left out.
 
-        `granted` has how many tokens' room after their own the sequences of the plan have got, where any.
+        `granted` has how many tokens' room after their own the sequences of the plan have got, where any: above 0.
         """
         self._ask_model(granted)
         chosen = {}
         for seq_id, count in granted.items():
             case = self._cases[seq_id]
             options = [Chosen(source, draft.first(count)) for source, draft in case.at_hand.items()]
-            if count and options:
+            if options:
                 chosen[seq_id] = max(options, key=lambda one: sum(self._survivals(seq_id, one)))
         if not (chosen and self._market):
             return {}
@@ -125,8 +128,10 @@ class Speculator:
         load = self._load
         if self._cases:
             num_emitted = sum(verdict.num_new for verdict in verdicts if verdict.was_decoding)
-            spent_s = drafting_s + verify_s + self._observing_s
-            self._pace.judge(self._prices.plain_s(load, num_emitted), spent_s)
+            plain_s, spent_s = self._prices.plain_s(load, num_emitted), drafting_s + verify_s + self._observing_s
+            self._pace.judge(plain_s, spent_s)
+            self.plain_time_s += plain_s
+            self.time_s += spent_s
         if num_tokens:
             self._prices.verify.observe(num_tokens, load.num_seqs, load.num_kv_tokens, verify_s)
         if self._cases:
@@ -159,10 +164,6 @@ class Speculator:
             "prices": self._prices.state(),
             "acceptance": {source: acceptance.state() for source, acceptance in self._acceptance.items()},
         }
-
-    def plain_s(self, load: Load, num_emitted: int) -> float:
-        """See Prices.plain_s."""
-        return self._prices.plain_s(load, num_emitted)
 
     def _order(self, cases: Sequence[_Case]) -> None:
         self._look_up(cases)
@@ -237,7 +238,7 @@ class Speculator:
         for seq_id, count in granted.items():
             case = self._cases[seq_id]
             is_probe = seq_id == self._probed
-            if count and (case.order.by_model or is_probe):
+            if case.order.by_model or is_probe:
                 asked.append(replace(case.request, max_drafts=1 if is_probe else count))
                 prices = case.order
         if asked:

@@ -16,7 +16,7 @@ from engines.capacity import plan_capacity
 from engines.config import LocalEngineConfig, NoDrafterConfig
 from engines.core import CoreSettings, EngineCore
 from engines.costs_file import costs_path, load_costs, save_costs
-from engines.drafters import LoadedDraftModel, load_draft_model, make_speculation
+from engines.drafters import load_draft_model, make_speculation
 from engines.errors import ModelLoadError
 from engines.loading import LoadedModel, load_model, resolve_source
 from engines.local import LoadedEngine
@@ -49,7 +49,7 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
     bytes_per_block = ModelRunner.bytes_per_block(loaded, config.block_size)
     if draft:
         # One block id means a block of each model's memory.
-        bytes_per_block += ModelRunner.bytes_per_block(draft.model, config.block_size)
+        bytes_per_block += ModelRunner.bytes_per_block(draft, config.block_size)
     capacity = plan_capacity(
         config,
         bytes_per_block=bytes_per_block,
@@ -58,7 +58,7 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         device=loaded.device,
     )
     vocab_size = min(loaded.vocab_size, len(tokenizer))
-    draft_runner = ModelRunner(draft.model, backend, capacity.num_blocks, config.block_size) if draft else None
+    draft_runner = ModelRunner(draft, backend, capacity.num_blocks, config.block_size) if draft else None
     key = _costs_key(config, loaded, draft, backend.name)
     path = costs_path(config.costs_file, key)
     kept = load_costs(path, key) if path else None
@@ -100,13 +100,13 @@ def _activation_bytes(loaded: LoadedModel, config: LocalEngineConfig) -> int:
     return int(config.max_num_batched_tokens * hidden * _ACTIVATION_VECTORS * loaded.dtype.itemsize + logits)
 
 
-def _costs_key(config: LocalEngineConfig, loaded: LoadedModel, draft: LoadedDraftModel | None, backend: str) -> str:
+def _costs_key(config: LocalEngineConfig, loaded: LoadedModel, draft: LoadedModel | None, backend: str) -> str:
     """Stands for whatever the speed of a step and the drafters' luck depend on."""
     device = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else platform.machine()
     parts = (
         loaded.weights_fingerprint,
         loaded.dtype,
-        draft.model.weights_fingerprint if draft else None,
+        draft.weights_fingerprint if draft else None,
         backend,
         device,
         torch.get_num_threads(),
@@ -119,7 +119,7 @@ def _costs_key(config: LocalEngineConfig, loaded: LoadedModel, draft: LoadedDraf
 def _card(
     config: LocalEngineConfig,
     loaded: LoadedModel,
-    draft: LoadedDraftModel | None,
+    draft: LoadedModel | None,
     backend: str,
     limits: Limits,
     kv_cache_bytes: int,
@@ -132,7 +132,7 @@ def _card(
         "weights": loaded.weights_fingerprint,
         "max_model_len": str(limits.max_model_len),
         "drafters": ", ".join(sorted(limits.drafters)) or "none",
-        "draft_weights": draft.model.weights_fingerprint if draft else "none",
+        "draft_weights": draft.weights_fingerprint if draft else "none",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

@@ -160,8 +160,8 @@ class EngineCore:
             num_drafted_tokens=count.drafted,
             num_accepted_tokens=count.accepted,
             step_time_s=count.step_time_s,
-            speculation_time_s=self._speculation.time_s,
-            speculation_plain_time_s=self._speculation.plain_time_s,
+            speculation_time_s=self._speculation.speculator.time_s,
+            speculation_plain_time_s=self._speculation.speculator.plain_time_s,
             num_speculation_failures=self._speculation.num_failures,
             drafters=self._speculation.stats(),
         )

@@ -22,15 +22,19 @@ _MAX_BYTES = 1 << 20
 def costs_path(configured: str | None, key: str) -> Path | None:
     """Where the costs of `key` are kept: `configured`, in the user's cache if None, nowhere (None) if empty.
 
-    `key` is a file name's worth of letters and digits that stands for model, device and whatever else speed depends on.
+    Nowhere as well, with a warning, in a home that is not known. `key` is a file name's worth of letters and digits
+    that stands for model, device and whatever else speed depends on.
     """
-    if configured is not None:
-        return Path(os.path.expanduser(configured)) if configured else None
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG base directory specification has relative paths ignored.
-    # Unlike Path's, this expansion leaves a home that is unknown as it is; writing there then fails with a warning.
-    root = Path(cache) if os.path.isabs(cache) else Path(os.path.expanduser("~/.cache"))
-    return root / "outrider" / "costs" / f"{key}.json"
+    try:
+        if configured is not None:
+            return Path(configured).expanduser() if configured else None
+        cache = os.environ.get("XDG_CACHE_HOME", "")
+        # The XDG base directory specification has relative paths ignored.
+        root = Path(cache) if os.path.isabs(cache) else Path("~/.cache").expanduser()
+        return root / "outrider" / "costs" / f"{key}.json"
+    except RuntimeError as error:  # a container's user may have no home at all
+        _log.warning("Step costs are not kept: %s", error)
+        return None
 
 
 def load_costs(path: Path, key: str) -> dict[str, Any] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -40,17 +39,7 @@ Learnt = TypeVar("Learnt", StepCost, Acceptance)
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class LoadedDraftModel:
-    """A draft model that speaks the target's vocabulary."""
-
-    model: LoadedModel
-    name: str
-
-
-def load_draft_model(
-    config: LocalEngineConfig, tokenizer: Tokenizer, backend: AttentionBackend
-) -> LoadedDraftModel | None:
+def load_draft_model(config: LocalEngineConfig, tokenizer: Tokenizer, backend: AttentionBackend) -> LoadedModel | None:
     """The configured draft model, None where there is none.
 
     It is loaded as the target is, and must pass the same parity probe. Raises ModelLoadError and its subclasses,
@@ -68,7 +57,7 @@ def load_draft_model(
         )
     if config.parity_probe:
         probe(loaded, backend)
-    return LoadedDraftModel(loaded, drafter.model)
+    return loaded
 
 
 def check_vocabulary(target: Tokenizer, draft: Tokenizer, name: str) -> None:
@@ -87,7 +76,7 @@ def check_vocabulary(target: Tokenizer, draft: Tokenizer, name: str) -> None:
 
 def make_speculation(
     config: DrafterConfig,
-    draft: LoadedDraftModel | None,
+    draft: LoadedModel | None,
     runner: ModelRunner | None,
     vocab_size: int,
     device: torch.device,
@@ -103,7 +92,7 @@ def make_speculation(
     prices, acceptance = _learnt(kept or {}, sources)
     reader = model = None
     if draft and runner:
-        longest = draft.model.max_position or runner.num_blocks * runner.block_size
+        longest = draft.max_position or runner.num_blocks * runner.block_size
         reader = DraftReader(runner, max_position=longest, vocab_size=vocab_size, device=device)
         model = DraftModel(reader, acceptance["model"], prices.draft)
     policy = make_policy(config.draft_length)

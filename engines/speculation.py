@@ -67,7 +67,7 @@ class Speculation:
     """One engine's speculation. Owned by the loop thread; called in the order allowances, draft, settle."""
 
     def __init__(self, decoding: SpeculativeDecoding, kv: KVCacheManager, vocab_size: int) -> None:
-        self._speculator = decoding.speculator
+        self.speculator = decoding.speculator
         self._reader = decoding.reader
         self._max_draft_tokens = decoding.max_draft_tokens
         self._is_off = decoding.max_draft_tokens == 0
@@ -78,8 +78,6 @@ class Speculation:
         self._load = Load(0, 0, 0, 0)
         self._tallies: dict[Source, _Tally] = {}
         self._elapsed_s = 0.0
-        self.time_s = 0.0
-        self.plain_time_s = 0.0
         if self._reader is not None:
             self._reader.attach(kv, self._sequences)
 
@@ -104,7 +102,7 @@ class Speculation:
         wished = {request.seq_id for request in requests}
         self._sequences.clear()
         self._sequences.update((sequence.seq_id, sequence) for sequence in decoding if sequence.seq_id in wished)
-        wanted = self._guarded(lambda: self._speculator.plan(requests, self._load), [0] * len(requests))
+        wanted = self._guarded(lambda: self.speculator.plan(requests, self._load), [0] * len(requests))
         self._elapsed_s = time.perf_counter() - started
         return {request.seq_id: count for request, count in zip(requests, wanted, strict=True)}
 
@@ -113,28 +111,24 @@ class Speculation:
         started = time.perf_counter()
         granted = {item.sequence.seq_id: item.num_drafts for item in scheduled if item.num_drafts}
         nothing: dict[int, Chosen] = {}
-        chosen = self._guarded(lambda: self._speculator.draft(granted), nothing)
+        chosen = self._guarded(lambda: self.speculator.draft(granted), nothing)
         self._elapsed_s += time.perf_counter() - started
         usable = {seq_id: Chosen(one.source, self._usable(one)) for seq_id, one in chosen.items()}
         return {seq_id: one for seq_id, one in usable.items() if one.draft.token_ids}
 
     def settle(self, verdicts: SequenceOf[Verdict], num_tokens: int, verify_s: float) -> None:
         """Learn from a step whose forward and sampling of `num_tokens` tokens took `verify_s` seconds."""
-        if self._sequences and not self._is_off:
-            num_emitted = sum(verdict.num_new for verdict in verdicts if verdict.was_decoding)
-            self.time_s += self._elapsed_s + verify_s
-            self.plain_time_s += self._speculator.plain_s(self._load, num_emitted)
         for verdict in verdicts:
             if verdict.source is not None:
                 tally = self._tallies.setdefault(verdict.source, _Tally())
                 tally.add(len(verdict.draft.token_ids), verdict.num_accepted)
-        self._guarded(lambda: self._speculator.observe(verdicts, num_tokens, verify_s, self._elapsed_s), None)
+        self._guarded(lambda: self.speculator.observe(verdicts, num_tokens, verify_s, self._elapsed_s), None)
         self._sequences.clear()
 
     def forget(self, seq_id: int) -> None:
         """Drop all state of a sequence that has ended."""
         self._sequences.pop(seq_id, None)
-        self._guarded(lambda: self._speculator.forget(seq_id), None)
+        self._guarded(lambda: self.speculator.forget(seq_id), None)
 
     def stats(self) -> dict[str, DrafterStats]:
         """Per drafter, those that have drafted."""

@@ -249,7 +249,7 @@ class EngineStats:
     num_drafted_tokens: int = 0
     num_accepted_tokens: int = 0
     step_time_s: float = 0.0
-    # Of the steps that could have speculated: how long they took, and how long the cost model believes that plain
+    # Of the steps in which drafts were looked for: how long they took, and how long the cost model believes that plain
     # decoding would have taken for the tokens they emitted. The second over the first is the gain.
     speculation_time_s: float = 0.0
     speculation_plain_time_s: float = 0.0

@@ -109,3 +109,8 @@ def test_path_is_as_configured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert costs_path(None, "key") == tmp_path / ".cache/outrider/costs/key.json"
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert costs_path(None, "key") == Path("/cache/outrider/costs/key.json")
+
+
+def test_a_home_that_is_not_known_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert costs_path("~nosuchuser/costs.json", "key") is None
+    assert "not kept" in caplog.text

@@ -290,8 +290,12 @@ class TestWhatIsLearnt:
         await engine.close()
 
     @pytest.mark.parametrize("place", ["/proc/nowhere/costs.json", "~nosuchuser/costs.json", "a\0b"])
-    async def test_where_it_cannot_be_kept_the_engine_serves_nevertheless(self, checkpoint: Path, place: str) -> None:
+    async def test_where_it_cannot_be_kept_the_engine_serves_nevertheless(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
         await self.generate(make_config(checkpoint, costs_file=place))
+        assert not os.listdir(tmp_path), "nothing is left where nobody looks for it"
 
     async def test_nothing_is_written_where_nothing_is_to_be(
         self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
