@@ -1,0 +1,60 @@
+"""Builds the CPU kernels beside the Python packages; everything else about the project is in pyproject.toml.
+
+Where no compiler is found, or it is too old, installation goes on without them and the engine uses torch alone.
+OUTRIDER_SANITIZE=address builds them under that sanitizer (see `make sanitize`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("engines/native/src")
+# One translation unit per instruction set; the rest is compiled for any machine. Which one runs is decided at run time.
+INSTRUCTION_SETS = {
+    "_avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "_avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16", "-mavx512vnni", "-mfma"],
+}
+
+
+class BuildKernels(build_ext):
+    """build_ext with the flags of each source file's instruction set."""
+
+    def build_extension(self, ext: Extension) -> None:
+        compile_one = self.compiler._compile
+
+        def compile_for(
+            obj: str, src: str, ext_: str, cc_args: list[str], extra: list[str], pp_opts: list[str]
+        ) -> None:
+            stem = Path(src).stem
+            machine = next((flags for suffix, flags in INSTRUCTION_SETS.items() if stem.endswith(suffix)), [])
+            compile_one(obj, src, ext_, cc_args, [*extra, *(machine if self._is_x86() else [])], pp_opts)
+
+        self.compiler._compile = compile_for
+        try:
+            super().build_extension(ext)
+        finally:
+            self.compiler._compile = compile_one
+
+    def _is_x86(self) -> bool:
+        return "x86_64" in self.plat_name or "amd64" in self.plat_name
+
+
+def kernels() -> Extension:
+    sanitizer = os.environ.get("OUTRIDER_SANITIZE")
+    checks = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"] if sanitizer else []
+    return Extension(
+        "engines.native._kernels",
+        sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
+        depends=sorted(str(path) for path in SOURCES.glob("*.h")),
+        extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-Wall", "-Wextra", *checks],
+        extra_link_args=["-fopenmp", *checks],
+        language="c++",
+        optional=True,
+    )
+
+
+setup(ext_modules=[kernels()], cmdclass={"build_ext": BuildKernels})
