@@ -17,6 +17,7 @@ from drafting.draft_model import Guess, Reading
 from engines.batch import BatchItem, build_batch
 from engines.kv_cache import KVCacheManager
 from engines.model_runner import Runner
+from engines.native import sampling as native
 from engines.sampler import Sampler
 from engines.sequence import Sequence
 from engines.share import sample_row
@@ -69,10 +70,17 @@ class DraftReader:
             return []
         rows = [sample_row(self._sequences[reading.seq_id], reading.drafts, logprobs=False) for reading in readings]
         token_ids = [token.token_id for token in self._sampler.sample(logits, rows)]
-        chosen = torch.tensor(token_ids, device=logits.device)[:, None]
+        chosen = torch.tensor(token_ids, device=logits.device)
         # A model that overflows says NaN: no belief, and nothing to stop the engine for.
-        beliefs = logits.float().softmax(-1).gather(1, chosen)[:, 0].nan_to_num().tolist()
+        beliefs = _probabilities(logits, chosen).nan_to_num().tolist()
         return [Guess(token_id, belief) for token_id, belief in zip(token_ids, beliefs, strict=True)]
+
+
+def _probabilities(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Softmax of logits [num_rows, vocab] at `token_ids` [num_rows]; float32 [num_rows]."""
+    if native.takes(logits):
+        return native.probabilities(logits, token_ids)
+    return logits.float().softmax(-1).gather(1, token_ids[:, None])[:, 0]
 
 
 def _batch_item(sequence: Sequence, reading: Reading) -> BatchItem:

@@ -25,6 +25,7 @@ from engines.logits import (
     scale,
     suppress_tokens,
 )
+from engines.native import sampling as native
 from engines.types import SamplingParams
 
 MAX_TOP_LOGPROBS = 20
@@ -60,10 +61,20 @@ class SampleRow:
         return self.num_output < self.params.min_tokens and bool(self.suppressed)
 
     @property
+    def is_processed(self) -> bool:
+        """Whether its logits are changed before a token is chosen by them."""
+        return bool(self.params.logit_bias) or needs_history(self.params) or self.is_suppressing
+
+    @property
+    def is_filtered(self) -> bool:
+        """Whether tokens are ruled out by how likely they are."""
+        params = self.params
+        return not is_greedy(params) and bool(params.top_k or params.top_p < 1.0 or params.min_p > 0.0)
+
+    @property
     def is_plain_greedy(self) -> bool:
         """Whether the token is the argmax of the raw logits."""
-        params = self.params
-        return is_greedy(params) and not (params.logit_bias or needs_history(params) or self.is_suppressing)
+        return is_greedy(self.params) and not self.is_processed
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +121,16 @@ class Sampler:
 
     def _choose(self, logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
         """Token ids, int64 [num_rows], on the logits' device."""
-        special = [i for i, row in enumerate(rows) if not row.is_plain_greedy]
+        has_kernel = native.takes(logits)
+        special = [
+            i
+            for i, row in enumerate(rows)
+            if (row.is_processed or row.is_filtered if has_kernel else not row.is_plain_greedy)
+        ]
         if len(special) == len(rows):
             token_ids = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
+        elif has_kernel:
+            token_ids = _draw_natively(logits, rows)
         else:
             token_ids = logits.max(-1).indices  # not argmax, which is 50 times slower on bf16 rows of a CPU
         for group in _groups(special, logits):
@@ -138,12 +156,24 @@ def _groups(rows: list[int], logits: Tensor) -> list[list[int]]:
 def _draw(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     """Token ids of rows that are not plain greedy, int64 [num_rows]; overwrites `logits`, float32 [num_rows, vocab]."""
     _process(logits, rows)
+    if native.takes(logits) and not any(row.is_filtered for row in rows):
+        return _draw_natively(logits, rows)
     token_ids = logits.max(-1).indices
     sampled = [i for i, row in enumerate(rows) if not is_greedy(row.params)]
     if sampled:
         index = torch.tensor(sampled, device=logits.device)
         token_ids[index] = _draw_sampled(logits[index], [rows[i] for i in sampled])
     return token_ids
+
+
+def _draw_natively(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
+    """Token ids by the kernel, int64 [num_rows]; right for rows that are not filtered."""
+    return native.draw(
+        logits,
+        [0.0 if is_greedy(row.params) else row.params.temperature for row in rows],
+        [request_seed(row.seed) for row in rows],
+        [row.position for row in rows],
+    )
 
 
 def _process(logits: Tensor, rows: Sequence[SampleRow]) -> None:
@@ -172,7 +202,7 @@ def _draw_sampled(logits: Tensor, rows: Sequence[SampleRow]) -> Tensor:
     scores = scale(logits, [row.params.temperature for row in rows])
     seeds = torch.tensor([request_seed(row.seed) for row in rows], device=scores.device)
     positions = torch.tensor([row.position for row in rows], device=scores.device)
-    filtered = [i for i, row in enumerate(rows) if row.params.top_k or row.params.top_p < 1.0 or row.params.min_p > 0.0]
+    filtered = [i for i, row in enumerate(rows) if row.is_filtered]
     if not filtered:
         return _race_all(scores, seeds, positions)
     params = [row.params for row in rows]

@@ -14,7 +14,7 @@ Isa best() {
     const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     const bool has_avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                            __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
+                            __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
     if (has_avx2 && has_avx512) return Isa::avx512;
     if (has_avx2) return Isa::avx2;
 #endif

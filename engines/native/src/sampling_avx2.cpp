@@ -1,0 +1,3 @@
+#if defined(__AVX2__)
+#include "sampling_rows.h"
+#endif

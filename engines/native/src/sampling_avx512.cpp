@@ -1,0 +1,3 @@
+#if defined(__AVX512BF16__)
+#include "sampling_rows.h"
+#endif
