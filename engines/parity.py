@@ -81,31 +81,58 @@ class _Sequence:
     errors: dict[str, list[float]] = field(default_factory=dict)
 
 
-def probe(loaded: LoadedModel, backend: AttentionBackend) -> ParityReport:
-    """Compare; the model's attention implementation is switched to eager meanwhile and restored after.
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """What a model says by itself, eagerly: to be kept from before it is changed to run faster.
 
-    Not to be called while another thread uses the model. Raises UnsupportedModelError naming the architecture, the
-    step that differs and by how much.
+    `logits` [num_tokens, vocab], fp32, for each of `token_ids`; `noise` and `tolerance` as in ParityReport.
     """
-    started = time.perf_counter()
+
+    token_ids: list[list[int]]
+    logits: list[Tensor]
+    noise: float
+    tolerance: float
+    probed_windows: tuple[int, ...]
+    unprobed_windows: tuple[int, ...]
+
+
+def probe(loaded: LoadedModel, backend: AttentionBackend) -> ParityReport:
+    """Compare a model with itself: `compare(loaded, backend, expect(loaded))`."""
+    return compare(loaded, backend, expect(loaded))
+
+
+def expect(loaded: LoadedModel) -> Expectation:
+    """The model's own output; its attention implementation is switched to eager meanwhile and restored after.
+
+    Not to be called while another thread uses the model. Raises UnsupportedModelError for a model that is not causal
+    or cannot be probed.
+    """
     probed, unprobed = _windows(loaded)
     token_ids = _token_ids(loaded, max((*probed, _MIN_LONG_TOKENS - _TAIL_TOKENS)) + _TAIL_TOKENS)
+    with torch.inference_mode(), _eager(loaded.model):
+        logits = [_eager_logits(loaded, ids) for ids in token_ids]
+        _check_causal(loaded, token_ids[0], logits[0])
+        noise = _noise(loaded, token_ids[0], logits[0])
+    return Expectation(token_ids, logits, noise, _tolerance(loaded, noise), probed, unprobed)
+
+
+def compare(loaded: LoadedModel, backend: AttentionBackend, expected: Expectation) -> ParityReport:
+    """Serve the probe's sequences and compare.
+
+    Raises UnsupportedModelError naming the architecture, the step that differs and by how much.
+    """
+    started = time.perf_counter()
     with torch.inference_mode():
-        with _eager(loaded.model):
-            expected = [_eager_logits(loaded, ids) for ids in token_ids]
-            _check_causal(loaded, token_ids[0], expected[0])
-            noise = _noise(loaded, token_ids[0], expected[0])
-        tolerance = _tolerance(loaded, noise)
-        sequences = _run(loaded, backend, token_ids, expected)
+        sequences = _run(loaded, backend, expected.token_ids, expected.logits)
     report = ParityReport(
         architecture=loaded.architecture,
         backend=backend.name,
         errors=_worst(sequences, loaded.dtype),
-        noise=noise,
-        tolerance=tolerance,
-        num_tokens=sum(map(len, token_ids)),
-        probed_windows=probed,
-        unprobed_windows=unprobed,
+        noise=expected.noise,
+        tolerance=expected.tolerance,
+        num_tokens=sum(map(len, expected.token_ids)),
+        probed_windows=expected.probed_windows,
+        unprobed_windows=expected.unprobed_windows,
         seconds=time.perf_counter() - started,
     )
     _judge(report)
