@@ -83,7 +83,7 @@ def build_batch(items: Sequence[BatchItem], block_size: int, device: torch.devic
     ]
 
     def tensor(values: npt.ArrayLike, dtype: torch.dtype) -> Tensor:
-        return torch.as_tensor(np.asarray(values)).to(device=device, dtype=dtype)
+        return to_device(torch.as_tensor(np.asarray(values)).to(dtype), device)
 
     return RaggedBatch(
         input_ids=tensor(input_ids, torch.int64),
@@ -97,3 +97,8 @@ def build_batch(items: Sequence[BatchItem], block_size: int, device: torch.devic
         kv_lens_cpu=kv_lens,
         block_size=block_size,
     )
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on `device`; to a GPU through pinned memory, so that the host does not wait for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)

@@ -11,17 +11,19 @@ import torch
 import transformers
 
 from engines.admission import Limits
-from engines.attention import select_backend
-from engines.capacity import plan_capacity
+from engines.attention import AttentionBackend, resolve_kv_dtype, select_backend
+from engines.capacity import Capacity, plan_capacity
 from engines.config import LocalEngineConfig, NoDrafterConfig
 from engines.core import CoreSettings, EngineCore
 from engines.costs_file import costs_path, load_costs, save_costs
+from engines.cuda_graphs import GraphRunner, graph_runner
 from engines.drafters import load_draft_model, make_speculation
 from engines.errors import ModelLoadError
-from engines.loading import LoadedModel, load_model, resolve_source
+from engines.loading import LoadedModel, resolve_device, resolve_source
 from engines.local import LoadedEngine
 from engines.model_runner import ModelRunner
-from engines.parity import probe
+from engines.prepare import prepare_model
+from engines.quant.model import describe
 from engines.tokenizer import Tokenizer
 from engines.types import ModelCard
 
@@ -40,16 +42,15 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     started = time.perf_counter()
-    loaded = load_model(config)
+    backend = select_backend(config.attention_backend, resolve_device(config.device))
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, backend)
+    loaded = prepare_model(config, backend)
     tokenizer = Tokenizer.load(resolve_source(config.model), config.revision)
-    backend = select_backend(config.attention_backend, loaded.device)
-    if config.parity_probe:
-        probe(loaded, backend)
     draft = load_draft_model(config, tokenizer, backend)
-    bytes_per_block = ModelRunner.bytes_per_block(loaded, config.block_size)
+    bytes_per_block = ModelRunner.bytes_per_block(loaded, config.block_size, kv_dtype)
     if draft:
         # One block id means a block of each model's memory.
-        bytes_per_block += ModelRunner.bytes_per_block(draft, config.block_size)
+        bytes_per_block += ModelRunner.bytes_per_block(draft, config.block_size, kv_dtype)
     capacity = plan_capacity(
         config,
         bytes_per_block=bytes_per_block,
@@ -58,7 +59,7 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         device=loaded.device,
     )
     vocab_size = min(loaded.vocab_size, len(tokenizer))
-    draft_runner = ModelRunner(draft, backend, capacity.num_blocks, config.block_size) if draft else None
+    draft_runner = _runner(draft, backend, config, capacity) if draft else None
     key = _costs_key(config, loaded, draft, backend.name)
     path = costs_path(config.costs_file, key)
     kept = load_costs(path, key) if path else None
@@ -72,7 +73,7 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         drafters=frozenset(speculation.speculator.sources),
     )
     settings = CoreSettings(
-        model=f"{loaded.weights_fingerprint}:{loaded.dtype}",
+        model=f"{loaded.weights_fingerprint}:{loaded.dtype}:{kv_dtype}",
         limits=limits,
         max_num_batched_tokens=config.max_num_batched_tokens,
         enable_prefix_caching=config.enable_prefix_caching,
@@ -80,7 +81,7 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         eos_token_ids=tokenizer.eos_token_ids,
         device=loaded.device,
     )
-    runner = ModelRunner(loaded, backend, capacity.num_blocks, config.block_size)
+    runner = _runner(loaded, backend, config, capacity)
     card = _card(config, loaded, draft, backend.name, limits, capacity.kv_cache_bytes)
     _log.info("loaded %s in %.1f s: %s", config.model, time.perf_counter() - started, card.details)
     core = EngineCore(settings, runner, tokenizer, speculation)
@@ -90,6 +91,21 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
             save_costs(path, key, speculation.speculator.state())
 
     return LoadedEngine(core, speculation.speculator, limits, card, keep)
+
+
+def _runner(
+    loaded: LoadedModel, backend: AttentionBackend, config: LocalEngineConfig, capacity: Capacity
+) -> ModelRunner | GraphRunner:
+    if config.cuda_graphs:
+        return graph_runner(
+            loaded,
+            backend,
+            num_blocks=capacity.num_blocks,
+            block_size=config.block_size,
+            max_model_len=capacity.max_model_len,
+        )
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, backend)
+    return ModelRunner(loaded, backend, capacity.num_blocks, config.block_size, kv_dtype)
 
 
 def _activation_bytes(loaded: LoadedModel, config: LocalEngineConfig) -> int:
@@ -106,8 +122,10 @@ def _costs_key(config: LocalEngineConfig, loaded: LoadedModel, draft: LoadedMode
     parts = (
         loaded.weights_fingerprint,
         loaded.dtype,
+        describe(loaded.model),
         draft.weights_fingerprint if draft else None,
         backend,
+        config.kv_cache_dtype,
         device,
         torch.get_num_threads(),
         config.block_size,
@@ -128,7 +146,9 @@ def _card(
         "architecture": loaded.architecture,
         "device": str(loaded.device),
         "dtype": str(loaded.dtype).removeprefix("torch."),
+        "quantization": describe(loaded.model),
         "attention_backend": backend,
+        "kv_cache_dtype": config.kv_cache_dtype,
         "weights": loaded.weights_fingerprint,
         "max_model_len": str(limits.max_model_len),
         "drafters": ", ".join(sorted(limits.drafters)) or "none",
@@ -141,6 +161,7 @@ def _card(
     details |= {
         "kv_blocks": f"{limits.num_blocks} x {limits.block_size} tokens",
         "kv_cache_bytes": str(kv_cache_bytes),
+        "weight_bytes": str(loaded.weight_bytes),
     }
     return ModelCard(
         model=config.model,

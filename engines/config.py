@@ -103,12 +103,28 @@ class LocalEngineConfig(_Config):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="auto: the checkpoint's own"
     )
-    attention_backend: Literal["auto", "reference", "torch"] = Field(
-        default="auto", description="auto: the fastest that runs here"
+    quantization: Literal["none", "int8", "int4"] = Field(
+        default="none",
+        description="of the linear layers, at load: int8, or int4 in groups of 32 with an int8 output layer; "
+        "activations are int8 in both. On a GPU int4 saves memory, no time. A checkpoint that is quantized already "
+        "stays as it is",
+    )
+    attention_backend: Literal["auto", "flash", "native", "reference", "torch", "triton"] = Field(
+        default="auto",
+        description="auto: the fastest measured here; triton, flash (needs flash-attn): for GPUs, not yet measured",
+    )
+    cuda_graphs: bool = Field(
+        default=False,
+        description="record decode and verification once per size and replay them; for attention_backend: triton, "
+        "not yet measured",
     )
     block_size: int = Field(default=16, ge=1, le=512, description="tokens per KV block")
     kv_cache_bytes: int | None = Field(
         default=None, gt=0, description="KV memory in bytes; None: 1 GiB on CPU, memory_fraction on GPU"
+    )
+    kv_cache_dtype: Literal["auto", "int8"] = Field(
+        default="auto",
+        description="auto: the model's; int8: half the memory of bfloat16, with a scale for each head's vector of a token",
     )
     memory_fraction: float = Field(
         default=0.9, gt=0.0, le=1.0, description="share of GPU memory for weights, activations and KV; unused on CPU"
@@ -128,6 +144,9 @@ class LocalEngineConfig(_Config):
     num_threads: int | None = Field(default=None, ge=1, description="torch's CPU threads; None: torch's choice")
     parity_probe: bool = Field(
         default=True, description="compare paged and eager output at load; only a model known to pass may skip it"
+    )
+    optimize: bool = Field(
+        default=True, description="on CPU: let compiled kernels do what they do faster than torch, where they are built"
     )
     drafter: DrafterConfig = Field(
         default=AutoDrafterConfig(), description="speculative decoding: who guesses ahead; the output stays the same"

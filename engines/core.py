@@ -101,6 +101,11 @@ class EngineCore:
     def has_work(self) -> bool:
         return self._scheduler.has_work
 
+    @property
+    def runner(self) -> Runner:
+        """What runs the model. Its KV cache may be overwritten only before the first request."""
+        return self._runner
+
     def add(self, key: int, request: GenerateRequest, arrival_s: float) -> None:
         """Queue a request that arrived at `arrival_s` (monotonic seconds). Raises as check_request does."""
         token_ids = check_request(request, self._settings.limits)

@@ -27,11 +27,12 @@ from engines.config import (
     NoDrafterConfig,
     SuffixDrafterConfig,
 )
+from engines.cuda_graphs import GraphRunner
 from engines.draft_reader import DraftReader
 from engines.errors import VocabularyMismatchError
-from engines.loading import LoadedModel, load_model, resolve_source
+from engines.loading import LoadedModel, resolve_source
 from engines.model_runner import ModelRunner
-from engines.parity import probe
+from engines.prepare import prepare_model
 from engines.speculation import SpeculativeDecoding
 from engines.tokenizer import Tokenizer
 
@@ -49,14 +50,12 @@ def load_draft_model(config: LocalEngineConfig, tokenizer: Tokenizer, backend: A
     if not isinstance(drafter, ModelDrafterConfig | AutoDrafterConfig) or drafter.model is None:
         return None
     own = config.model_copy(update={"model": drafter.model, "revision": drafter.revision})
-    loaded = load_model(own)
+    loaded = prepare_model(own, backend)
     check_vocabulary(tokenizer, Tokenizer.load(resolve_source(drafter.model), drafter.revision), drafter.model)
     if loaded.vocab_size < len(tokenizer):
         raise VocabularyMismatchError(
             f"The draft model {drafter.model!r} has {loaded.vocab_size} logits for {len(tokenizer)} tokens."
         )
-    if config.parity_probe:
-        probe(loaded, backend)
     return loaded
 
 
@@ -77,7 +76,7 @@ def check_vocabulary(target: Tokenizer, draft: Tokenizer, name: str) -> None:
 def make_speculation(
     config: DrafterConfig,
     draft: LoadedModel | None,
-    runner: ModelRunner | None,
+    runner: ModelRunner | GraphRunner | None,
     vocab_size: int,
     device: torch.device,
     kept: Mapping[str, Any] | None = None,

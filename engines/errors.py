@@ -9,6 +9,7 @@
     |-- EngineDeadError              the engine or its peer is gone; the request may be retried elsewhere
     |-- EngineTimeoutError           a peer did not answer in time
     |-- RemoteServerError            a peer answered with an error of its own
+    |-- EvaluationError              an evaluation set or its scorer cannot be used
     `-- ModelLoadError               the engine cannot start with this model
         |-- UnsupportedModelError    the architecture fails the parity probe or is known not to work
         |-- MemoryBudgetError        weights or the smallest useful KV cache do not fit the budget
@@ -102,6 +103,10 @@ class RemoteServerError(EngineError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
+
+
+class EvaluationError(EngineError):
+    """An evaluation set or its scorer cannot be used; the message names the line."""
 
 
 class ModelLoadError(EngineError):

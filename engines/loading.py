@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,15 @@ from transformers.utils.hub import cached_file
 import engines
 from engines.attention.dispatch import ATTENTION_NAME, register
 from engines.attention.interface import LayerSpec
+from engines.checkpoint_formats import GGUF_SUFFIX, check_format, check_gguf, gguf_arguments, split_gguf
 from engines.config import LocalEngineConfig
 from engines.discovery import observe
 from engines.errors import ModelLoadError, UnsupportedModelError
 from engines.fingerprint import fingerprint, weight_files
+from engines.quant.compressed import adopt
+from engines.quant.model import describe, quantize
+
+_log = logging.getLogger(__name__)
 
 _SERVABLE_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention"})
 # Rotary scalings that change all frequencies once the longest position in the *batch* passes the original length, so
@@ -63,8 +69,9 @@ def load_model(config: LocalEngineConfig) -> LoadedModel:
     register()
     device = resolve_device(config.device)
     source = resolve_source(config.model)
-    hf_config = _read_config(source, config)
+    hf_config = _read_config(source, config, device)
     check_servable(hf_config)
+    check_format(hf_config, config.model, device)
     model = _read_weights(source, config, hf_config, device)
     return inspect_model(model, _weights_identity(source, config))
 
@@ -73,7 +80,6 @@ def inspect_model(model: PreTrainedModel, weights_fingerprint: str) -> LoadedMod
     """A model in memory, whose attention implementation is the engine's, as a LoadedModel. Sets eval mode."""
     model.train(False).requires_grad_(False)
     anatomy = observe(model)
-    tensors = [*model.parameters(), *model.buffers()]
     return LoadedModel(
         model=model,
         config=model.config,
@@ -85,8 +91,13 @@ def inspect_model(model: PreTrainedModel, weights_fingerprint: str) -> LoadedMod
         dtype=anatomy.kv_dtype,
         device=model.device,
         weights_fingerprint=weights_fingerprint,
-        weight_bytes=sum(tensor.nbytes for tensor in tensors),
+        weight_bytes=weight_bytes(model),
     )
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Bytes of parameters and buffers in memory, what is shared counted once."""
+    return sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers()))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -105,17 +116,20 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_source(model: str) -> str:
-    """A local folder's absolute path, or the hub id unchanged.
+    """The absolute path of a local folder or GGUF file, or the hub id (with a GGUF file behind it) unchanged.
 
-    Relative folders are looked up in the working directory, then beside the engines package. Raises ModelLoadError for
+    Relative paths are looked up in the working directory, then beside the engines package. Raises ModelLoadError for
     what can only be a path and does not exist.
     """
     roots = dict.fromkeys((Path.cwd(), Path(engines.__file__).resolve().parent.parent))
-    for folder in (root / Path(model).expanduser() for root in roots):
-        if folder.is_dir():
-            return str(folder)
-    if Path(model).is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
-        raise ModelLoadError(f"There is no folder {model!r}, in {' or '.join(map(str, roots))} if it is relative.")
+    is_gguf = model.endswith(GGUF_SUFFIX)
+    for path in (root / Path(model).expanduser() for root in roots):
+        if path.is_file() if is_gguf else path.is_dir():
+            return str(path)
+    depth = model.count("/") - is_gguf  # of a hub id: one slash or none
+    if Path(model).is_absolute() or model.startswith((".", "~")) or not 0 <= depth <= 1:
+        what = "file" if is_gguf else "folder"
+        raise ModelLoadError(f"There is no {what} {model!r}, in {' or '.join(map(str, roots))} if it is relative.")
     return model
 
 
@@ -167,52 +181,67 @@ def _rope_parameters(text: PretrainedConfig) -> list[dict[str, object]]:
     return [rope] if "rope_type" in rope else [part for part in rope.values() if isinstance(part, dict)]
 
 
-def _read_config(source: str, config: LocalEngineConfig) -> PretrainedConfig:
+def _read_config(source: str, config: LocalEngineConfig, device: torch.device) -> PretrainedConfig:
+    folder, gguf_file = split_gguf(source)
+    if gguf_file:
+        check_gguf(config.model, device)
     try:
         hf_config: PretrainedConfig = AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=False
+            folder, revision=config.revision, trust_remote_code=False, **gguf_arguments(gguf_file)
         )
         return hf_config
     except Exception as error:  # transformers raises nearly anything on a foreign file
-        what = "" if Path(source).is_dir() else ", which is no folder here,"
+        what = "" if Path(source).exists() else ", which is no folder here,"
         raise ModelLoadError(f"The config of {config.model!r}{what} cannot be read: {_first_line(error)}") from error
 
 
 def _read_weights(
     source: str, config: LocalEngineConfig, hf_config: PretrainedConfig, device: torch.device
 ) -> PreTrainedModel:
-    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    folder, gguf_file = split_gguf(source)
+    own = torch.bfloat16 if gguf_file else "auto"  # unpacked numbers have no type of their own
+    dtype = own if config.dtype == "auto" else getattr(torch, config.dtype)
     quantized = getattr(hf_config, "quantization_config", None) is not None
     # GPU quantizers choose kernels for the device that the weights are loaded to; everything else is moved afterwards.
     placement = {"device_map": {"": device}} if quantized and device.type == "cuda" else {}
     loader = cast(Callable[..., tuple[PreTrainedModel, dict[str, Any]]], AutoModelForCausalLM.from_pretrained)
     try:
         model, report = loader(
-            source,
+            folder,
             config=hf_config,
             revision=config.revision,
             dtype=dtype,
             attn_implementation=ATTENTION_NAME,
             trust_remote_code=False,
             output_loading_info=True,
+            **gguf_arguments(gguf_file, weights=True),
             **placement,
         )
     except Exception as error:  # as above; quantizers add their own
         raise ModelLoadError(f"The weights of {config.model!r} cannot be loaded: {_first_line(error)}") from error
-    if quantized and getattr(model, "hf_quantizer", None) is None:
-        method = model.config.quantization_config.get("quant_method")
-        raise ModelLoadError(f"The checkpoint {config.model!r} is quantized by {method!r}, unknown to transformers.")
     if missing := sorted(report["missing_keys"]):
         shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ModelLoadError(f"The checkpoint {config.model!r} lacks {len(missing)} tensors: {shown}")
+    _quantize(model, config, quantized)
     return model if placement else nn.Module.to(model, device)
 
 
+def _quantize(model: PreTrainedModel, config: LocalEngineConfig, quantized: bool) -> None:
+    """Bring quantized layers into the engine's own form, or make them. Raises ModelLoadError if there are none."""
+    if quantized:
+        adopt(model)
+        if config.quantization != "none":
+            _log.warning("%s is quantized already and stays as it is: %s", config.model, describe(model))
+    elif config.quantization != "none" and not quantize(model, config.quantization):
+        raise ModelLoadError(f"{config.model!r} has no linear layers that `quantization` could apply to.")
+
+
 def _weights_identity(source: str, config: LocalEngineConfig) -> str:
+    folder, gguf_file = split_gguf(source)
     try:
-        config_file = cached_file(source, "config.json", revision=config.revision)
-        assert config_file is not None, "cached_file raises for what does not exist"
-        return fingerprint(weight_files(Path(config_file).parent))
+        file = cached_file(folder, gguf_file or "config.json", revision=config.revision)
+        assert file is not None, "cached_file raises for what does not exist"
+        return fingerprint([Path(file)] if gguf_file else weight_files(Path(file).parent))
     except OSError as error:
         raise ModelLoadError(f"The weights of {config.model!r} cannot be read: {_first_line(error)}") from error
 

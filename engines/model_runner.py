@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from engines.attention.dispatch import AttentionCall, attending
+from engines.attention.int8_kv import stored_dim
 from engines.attention.interface import AttentionBackend, LayerSpec
 from engines.batch import RaggedBatch
 from engines.causal_lm import row_logits, takes_logits_to_keep
@@ -30,10 +31,18 @@ class Runner(Protocol):
 class ModelRunner:
     """One model with its KV cache: per distinct layer a key and a value tensor of `num_blocks` blocks.
 
+    `kv_dtype` is the model's (None), or torch.int8 for vectors with scales (see attention/int8_kv.py).
     Not thread-safe: one step at a time, though several runners may share a process.
     """
 
-    def __init__(self, loaded: LoadedModel, backend: AttentionBackend, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        backend: AttentionBackend,
+        num_blocks: int,
+        block_size: int,
+        kv_dtype: torch.dtype | None = None,
+    ) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._model = loaded.model
@@ -41,19 +50,21 @@ class ModelRunner:
         self._selects_rows = takes_logits_to_keep(loaded.model)
         # Zeroed, since a backend may read a slot before it is written as long as its weight is 0.
         self._pools = {
-            layer: self._allocate(spec, loaded) for layer, spec in enumerate(loaded.layers) if spec is not None
+            layer: self._allocate(spec, kv_dtype or loaded.dtype, loaded.device)
+            for layer, spec in enumerate(loaded.layers)
+            if spec is not None
         }
         self._pool_of_layer = [self._pools[source] for source in loaded.kv_sources]
 
     @staticmethod
-    def bytes_per_block(loaded: LoadedModel, block_size: int) -> int:
-        """Bytes that one block takes in all layers together."""
-        values = sum(spec.values_per_token for spec in loaded.layers if spec is not None)
-        return values * block_size * loaded.dtype.itemsize
+    def bytes_per_block(loaded: LoadedModel, block_size: int, kv_dtype: torch.dtype | None = None) -> int:
+        """Bytes that one block takes in all layers together; `kv_dtype` as for the runner."""
+        dtype = kv_dtype or loaded.dtype
+        return block_size * sum(spec.bytes_per_token(dtype) for spec in loaded.layers if spec is not None)
 
     @property
     def kv_tensors(self) -> tuple[Tensor, ...]:
-        """All KV tensors, [num_blocks, block_size, num_kv_heads, head_dim] each; the runner's own memory."""
+        """All KV tensors, [num_blocks, block_size, num_kv_heads, stored dim] each; the runner's own memory."""
         return tuple(cache for pool in self._pools.values() for cache in pool)
 
     def forward(self, batch: RaggedBatch) -> Tensor:
@@ -78,11 +89,11 @@ class ModelRunner:
             for cache in caches:
                 cache.index_copy_(0, destinations, cache.index_select(0, sources))
 
-    def _allocate(self, spec: LayerSpec, loaded: LoadedModel) -> tuple[Tensor, Tensor]:
+    def _allocate(self, spec: LayerSpec, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
         shape = (self.num_blocks, self.block_size, spec.num_kv_heads)
         return (
-            torch.zeros(*shape, spec.head_dim, dtype=loaded.dtype, device=loaded.device),
-            torch.zeros(*shape, spec.value_head_dim, dtype=loaded.dtype, device=loaded.device),
+            torch.zeros(*shape, stored_dim(spec.head_dim, dtype), dtype=dtype, device=device),
+            torch.zeros(*shape, stored_dim(spec.value_head_dim, dtype), dtype=dtype, device=device),
         )
 
     def _attend(self, call: AttentionCall, batch: RaggedBatch) -> Tensor:

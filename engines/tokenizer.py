@@ -21,6 +21,7 @@ from jinja2 import TemplateError, TemplateSyntaxError  # transformers lets its t
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.hub import cached_file
 
+from engines.checkpoint_formats import gguf_arguments, has_own_tokenizer, split_gguf
 from engines.errors import InvalidRequestError, ModelLoadError
 from engines.types import ChatMessage
 
@@ -57,12 +58,18 @@ class Tokenizer:
 
     @classmethod
     def load(cls, model: str, revision: str | None = None) -> Tokenizer:
-        """The tokenizer of a folder in Hugging Face format or of a hub id; raises ModelLoadError."""
-        if model.startswith(("/", "./", "../", "~")) and not Path(model).is_dir():
+        """The tokenizer of a folder in Hugging Face format, of a hub id or of a GGUF file; raises ModelLoadError.
+
+        One in Hugging Face format that lies beside a local GGUF file is preferred to the file's own.
+        """
+        folder, gguf_file = split_gguf(model)
+        if model.startswith(("/", "./", "../", "~")) and not Path(folder).is_dir():
             raise ModelLoadError(f"Cannot load the tokenizer of {model!r}: there is no such folder.")
+        if has_own_tokenizer(folder):
+            gguf_file = None
         try:
-            hf_tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
-            eos_token_ids = _configured_eos(model, revision)
+            hf_tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, **gguf_arguments(gguf_file))
+            eos_token_ids = _configured_eos(folder, revision)
         except Exception as error:  # the tokenizers library raises plain Exception
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise ModelLoadError(f"Cannot load the tokenizer of {model!r}: {reason}") from error

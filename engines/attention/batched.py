@@ -1,4 +1,4 @@
-"""Attention in plain torch, batched over sequences: the default until a native kernel is there.
+"""Attention in plain torch, batched over sequences: the default where the CPU kernels are not (see native.py).
 
 Sequences with at most SHORT_QUERY_ROWS query rows go together (see layout.py): keys are gathered in tiles that stay in
 the CPU's cache until the product has used them; the query heads that share a KV head are rows of one item. Values are
@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engines.attention.int8_kv import dequantize, vector_dim, write
 from engines.attention.layout import CHUNK_TOKENS, ShortQueries
 from engines.attention.prefill import attend_sequence
 from engines.batch import RaggedBatch
@@ -61,8 +62,8 @@ class BatchedAttention:
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        key_cache.flatten(0, 1).index_copy_(0, batch.slot_mapping, key)
-        value_cache.flatten(0, 1).index_copy_(0, batch.slot_mapping, value)
+        write(key_cache, batch.slot_mapping, key)
+        write(value_cache, batch.slot_mapping, value)
         output = query.new_empty(*query.shape[:2], value.shape[2])
         for group in self._groups(batch, sliding_window):
             result = self._attend_short(query, key_cache, value_cache, group, scaling, softcap, sinks)
@@ -124,23 +125,23 @@ class BatchedAttention:
             # One more score per head without a value scales the rest by e^lse / (e^lse + e^sink).
             sink = sinks.float().view(num_kv_heads, 1, per_head)
             result = result * torch.sigmoid(torch.logsumexp(scores, dim=-1) - sink).unsqueeze(-1)
-        result = result.transpose(1, 2).reshape(-1, query.shape[1], value_cache.shape[3]).to(query.dtype)
+        result = result.transpose(1, 2).reshape(-1, query.shape[1], vector_dim(value_cache)).to(query.dtype)
         return result if group.kept_rows is None else result.index_select(0, group.kept_rows)
 
     def _key_products(self, queries: Tensor, key_cache: Tensor, group: ShortQueries) -> Tensor:
         """Query . key of each item, [num_items, num_kv_heads, rows, CHUNK_TOKENS]."""
         products = queries.new_empty(*queries.shape[:3], CHUNK_TOKENS)
-        for items, keys in self._gathered(key_cache, group):
+        for items, keys in self._gathered(key_cache, group, queries.dtype):
             torch.bmm(queries[items].flatten(0, 1), keys.transpose(1, 2), out=products[items].flatten(0, 1))
         return products
 
     def _weighted_values(self, weights: Tensor, value_cache: Tensor, group: ShortQueries) -> Tensor:
         """Weights [num_items, num_kv_heads, rows, CHUNK_TOKENS] times values, with the value dimension last."""
         _, num_kv_heads, rows, _ = weights.shape
-        value_dim = value_cache.shape[3]
+        value_dim = vector_dim(value_cache)
         result = weights.new_empty(*weights.shape[:3], value_dim)
-        if rows > _MAX_BAG_ROWS:
-            for items, values in self._gathered(value_cache, group):
+        if rows > _MAX_BAG_ROWS or value_cache.dtype is torch.int8:
+            for items, values in self._gathered(value_cache, group, weights.dtype):
                 torch.bmm(weights[items].flatten(0, 1), values, out=result[items].flatten(0, 1))
             return result
         sums = F.embedding_bag(
@@ -151,8 +152,8 @@ class BatchedAttention:
         )
         return sums.view_as(result)
 
-    def _gathered(self, cache: Tensor, group: ShortQueries) -> Iterator[tuple[slice, Tensor]]:
-        """Tiles of items with their part of the cache [tile items * num_kv_heads, CHUNK_TOKENS, dim].
+    def _gathered(self, cache: Tensor, group: ShortQueries, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Tiles of items with their part of the cache [tile items * num_kv_heads, CHUNK_TOKENS, dim], in `dtype`.
 
         The memory is the same for all tiles: each is valid until the next.
         """
@@ -165,7 +166,7 @@ class BatchedAttention:
             wanted = rows[start : start + tile_items].flatten()
             gathered = space[: len(wanted) * dim].view(-1, dim)
             torch.index_select(cache.view(-1, dim), 0, wanted, out=gathered)
-            yield slice(start, start + tile_items), gathered.view(-1, CHUNK_TOKENS, dim)
+            yield slice(start, start + tile_items), dequantize(gathered.view(-1, CHUNK_TOKENS, dim), dtype)
 
     def _work_space(self, size: int, like: Tensor) -> Tensor:
         """At least `size` numbers of the dtype and device of `like`; a later call may hand out the same memory."""
@@ -206,10 +207,11 @@ def _by_sequence(items: Tensor, group: ShortQueries) -> Tensor:
 def _sequence_kv(
     batch: RaggedBatch, index: int, start: int, key: Tensor, value: Tensor, key_cache: Tensor, value_cache: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Keys and values [kv_len, num_kv_heads, dim] of one sequence; gathered only if some were written before."""
+    """Keys and values [kv_len, num_kv_heads, dim] of one sequence; gathered only if the cache has what they have not:
+    tokens of earlier steps, or its own rounding."""
     q_len, kv_len = batch.q_lens_cpu[index], batch.kv_lens_cpu[index]
-    if kv_len == q_len:
+    if kv_len == q_len and key_cache.dtype is not torch.int8:
         return key[start : start + q_len], value[start : start + q_len]
     blocks = batch.block_table[index, : -(-kv_len // batch.block_size)]
     keys, values = (cache.index_select(0, blocks).flatten(0, 1)[:kv_len] for cache in (key_cache, value_cache))
-    return keys, values
+    return dequantize(keys, key.dtype), dequantize(values, value.dtype)

@@ -9,8 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from engines.attention.int8_kv import stored_dim
 from engines.batch import RaggedBatch
 
 
@@ -22,10 +24,10 @@ class LayerSpec:
     head_dim: int
     value_head_dim: int
 
-    @property
-    def values_per_token(self) -> int:
-        """Numbers that one token's key and value take."""
-        return self.num_kv_heads * (self.head_dim + self.value_head_dim)
+    def bytes_per_token(self, kv_dtype: torch.dtype) -> int:
+        """Bytes that one token's key and value take in caches of `kv_dtype`."""
+        dims = (stored_dim(dim, kv_dtype) for dim in (self.head_dim, self.value_head_dim))
+        return self.num_kv_heads * sum(dims) * kv_dtype.itemsize
 
 
 class AttentionBackend(Protocol):
@@ -51,7 +53,8 @@ class AttentionBackend(Protocol):
 
         query [num_tokens, num_heads, head_dim]; key, value [num_tokens, num_kv_heads, head_dim | value_head_dim], any
         strides; caches [num_blocks, block_size, num_kv_heads, head_dim | value_head_dim], contiguous, modified: key
-        and value go to `batch.slot_mapping` first. Query head h reads KV head h // (num_heads / num_kv_heads).
+        and value go to `batch.slot_mapping` first, and are attended as they then are (int8_kv.py says how an int8
+        cache has them). Query head h reads KV head h // (num_heads / num_kv_heads).
 
         The row at position p sees positions in (p - sliding_window, p] of its own sequence; None is no limit. Scores
         are query . key * scaling, then softcap * tanh(scores / softcap); `sinks` [num_heads] joins the softmax as one

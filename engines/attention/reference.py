@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engines.attention.int8_kv import dequantize, write
 from engines.batch import RaggedBatch
 
 
@@ -27,8 +28,8 @@ class ReferenceAttention:
         softcap: float | None,
         sinks: Tensor | None,
     ) -> Tensor:
-        key_cache.flatten(0, 1)[batch.slot_mapping] = key
-        value_cache.flatten(0, 1)[batch.slot_mapping] = value
+        write(key_cache, batch.slot_mapping, key)
+        write(value_cache, batch.slot_mapping, value)
         outputs = []
         starts = batch.cu_seqlens_q.tolist()
         for index, kv_len in enumerate(batch.kv_lens_cpu):
@@ -36,8 +37,8 @@ class ReferenceAttention:
             positions = torch.arange(kv_len, device=query.device)
             slots = batch.block_table[index].long()[positions // batch.block_size] * batch.block_size
             slots = slots + positions % batch.block_size
-            keys = key_cache.flatten(0, 1)[slots].float()
-            values = value_cache.flatten(0, 1)[slots].float()
+            keys = dequantize(key_cache.flatten(0, 1)[slots], torch.float32).float()
+            values = dequantize(value_cache.flatten(0, 1)[slots], torch.float32).float()
             visible = _visible(rows.shape[0], kv_len, sliding_window, query.device)
             outputs.append(_attend_one(rows, keys, values, visible, scaling, softcap, sinks))
         return torch.cat(outputs).to(query.dtype)

@@ -16,6 +16,7 @@ from engines.attention.layout import CHUNK_TOKENS, ShortQueries
 from engines.attention.reference import ReferenceAttention
 from engines.batch import BatchItem, RaggedBatch, build_batch
 from engines.errors import ModelLoadError, UnsupportedModelError
+from engines.native.library import library
 
 CPU = torch.device("cpu")
 
@@ -244,11 +245,17 @@ class TestSelect:
     def test_names(self) -> None:
         assert select_backend("reference", CPU).name == "reference"
         assert select_backend("torch", CPU).name == "torch"
-        assert select_backend("auto", CPU).name == "torch"
+        assert select_backend("auto", CPU).name == ("torch" if library() is None else "native")
 
     def test_unknown_backend_lists_those_that_exist(self) -> None:
-        with pytest.raises(ModelLoadError, match=r"'flash'.*auto, reference, torch"):
-            select_backend("flash", CPU)
+        with pytest.raises(ModelLoadError, match=r"'fastest'.*auto, flash, native, reference, torch, triton"):
+            select_backend("fastest", CPU)
+
+    @pytest.mark.parametrize("name", ["flash", "triton"])
+    def test_what_needs_a_gpu_says_so(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        with pytest.raises(ModelLoadError, match=f"'{name}' runs on CUDA devices only, not on cpu"):
+            select_backend(name, CPU)
 
 
 class Settings:

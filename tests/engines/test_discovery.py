@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import nn
 
 from engines.attention.interface import LayerSpec
@@ -27,7 +28,7 @@ def test_key_and_value_sizes_may_differ() -> None:
     )
     anatomy = observe(tiny_models.build(config))
     assert anatomy.layers == (LayerSpec(num_kv_heads=4, head_dim=16, value_head_dim=4),)
-    assert anatomy.layers[0].values_per_token == 4 * (16 + 4)
+    assert anatomy.layers[0].bytes_per_token(torch.bfloat16) == 2 * 4 * (16 + 4)
 
 
 def test_windows_by_layer() -> None:
