@@ -18,6 +18,7 @@ from engines import errors
         errors.EngineOverloadedError("m", retry_after_s=2.5),
         errors.EngineDeadError("m"),
         errors.RemoteServerError("m", 418),
+        errors.EvaluationError("m"),
         errors.UnsupportedModelError("m"),
     ],
 )
