@@ -1,9 +1,10 @@
 """Tokens per second and step time of our engine beside its peers, on a random-weight Qwen3 shape, in one run.
 
     python -m benchmarks.engine --json
+    python -m benchmarks.engine --peers transformers,llama.cpp --json
 
 Systems take turns within each round, so that a machine whose speed drifts slows all of them; figures are medians over
-rounds. Decoding is greedy and ends at a fixed length.
+rounds, and a ratio is the median of the ratios within each round. Decoding is greedy and ends at a fixed length.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,29 +23,63 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.engine_systems import Outrider, System, Timing, TransformersContinuousBatching, TransformersGenerate
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_llama_cpp, llama_cpp_missing
 from benchmarks.random_model import SHAPES, materialize
 
 _console = Console(stderr=True, width=140)
 _CACHE = Path.home() / ".cache" / "outrider" / "benchmarks"
 
 
-def measure(
-    systems: list[System], loads: list[tuple[int, int]], num_new: int, rounds: int, vocab: int
-) -> list[dict[str, Any]]:
-    """A row per system and load (sequences, context in tokens); a first round of each warms up and is dropped."""
-    timings: dict[tuple[str, int, int], list[Timing]] = {}
-    jobs = [(system, load, turn) for load in loads for turn in range(rounds + 1) for system in systems]
+Load = tuple[int, int]  # sequences, and the tokens of each one's prompt
+Timings = dict[Load, dict[str, list[Timing]]]  # by load and system, in the order of rounds
+_LOADS = "1x128,4x128,16x128,16x512"
+_PEERS = ("transformers", "continuous_batching", "llama.cpp")
+
+
+def measure(systems: Sequence[System], loads: Sequence[Load], num_new: int, rounds: int, vocab: int) -> Timings:
+    """Timings of every round but the first, which warms up each system at each load.
+
+    Systems go in opposite order in every other round, so that none always runs on a machine that another has heated.
+    """
+    timings: Timings = {load: {system.name: [] for system in systems} for load in loads}
+    jobs = [(load, turn, system) for load in loads for turn in range(rounds + 1) for system in systems[:: (-1) ** turn]]
     generator = random.Random(0)
-    for system, (sequences, context), turn in track(jobs, console=_console, description="measuring"):
+    for (sequences, context), turn, system in track(jobs, console=_console, description="measuring"):
         prompts = [[generator.randrange(vocab) for _ in range(context)] for _ in range(sequences)]
         timing = system.run(prompts, num_new if turn else 4)
         if turn:
-            timings.setdefault((system.name, sequences, context), []).append(timing)
-    return [_row(*key, runs, num_new) for key, runs in timings.items()]
+            timings[sequences, context][system.name].append(timing)
+    return timings
 
 
-def _row(system: str, sequences: int, context: int, runs: list[Timing], num_new: int) -> dict[str, Any]:
+def rows(timings: Timings, num_new: int) -> list[dict[str, Any]]:
+    """A row per load and system: medians over rounds."""
+    return [_row(system, load, runs, num_new) for load, by in timings.items() for system, runs in by.items()]
+
+
+def ratios(timings: Timings) -> list[dict[str, Any]]:
+    """A row per load and peer: our throughput over the peer's, the median of the rounds' own ratios."""
+    found = []
+    for (sequences, context), by_system in timings.items():
+        ours = by_system["outrider"]
+        for peer, theirs in by_system.items():
+            if peer == "outrider":
+                continue
+            both = list(zip(ours, theirs, strict=True))
+            found.append(
+                {
+                    "peer": peer,
+                    "sequences": sequences,
+                    "context": context,
+                    "decode": round(statistics.median(peers.decode_s / own.decode_s for own, peers in both), 3),
+                    "prefill": round(statistics.median(peers.prefill_s / own.prefill_s for own, peers in both), 3),
+                }
+            )
+    return found
+
+
+def _row(system: str, load: Load, runs: list[Timing], num_new: int) -> dict[str, Any]:
+    sequences, context = load
     decode_s = [run.decode_s for run in runs]
     step_s = statistics.median(decode_s) / (num_new - 1)
     return {
@@ -60,39 +96,83 @@ def _row(system: str, sequences: int, context: int, runs: list[Timing], num_new:
 
 def main(
     shape: Annotated[str, typer.Option(help=f"one of {', '.join(SHAPES)}")] = "qwen3-0.5b",
-    sequences: Annotated[str, typer.Option(help="concurrent sequences, comma-separated")] = "1,4,16",
-    context: Annotated[str, typer.Option(help="prompt tokens, comma-separated")] = "128",
-    peers: Annotated[str, typer.Option(help="of transformers, continuous_batching; comma-separated")] = (
+    loads: Annotated[str, typer.Option(help="sequences x tokens of each prompt, comma-separated")] = _LOADS,
+    sequences: Annotated[str, typer.Option(help="in place of the loads: these, at each context")] = "",
+    context: Annotated[str, typer.Option(help="in place of the loads: these, at 1, 4 and 16 sequences")] = "",
+    peers: Annotated[str, typer.Option(help=f"of {', '.join(_PEERS)}; comma-separated")] = (
         "transformers,continuous_batching"
     ),
     new_tokens: Annotated[int, typer.Option(min=2)] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="counted turns of each system")] = 3,
     attention_backend: str = "auto",
+    save: Annotated[Path | None, typer.Option(help="write the document there")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document last")] = False,
 ) -> None:
     """Measure decode and prefill throughput."""
     if shape not in SHAPES:
         raise typer.BadParameter(f"{shape} is not one of {', '.join(SHAPES)}")
-    known: dict[str, type[TransformersGenerate]] = {
-        "transformers": TransformersGenerate,
-        "continuous_batching": TransformersContinuousBatching,
-    }
-    wanted = [peer for peer in peers.split(",") if peer]
-    if unknown := set(wanted) - set(known):
-        raise typer.BadParameter(f"unknown peers: {', '.join(sorted(unknown))}")
+    wanted = _peers(peers)
+    chosen = _loads(loads, sequences, context)
     model = materialize(shape, _CACHE)
     systems: list[System] = [Outrider(model, torch.get_num_threads(), attention_backend)]
-    systems += [known[peer](model) for peer in wanted]
-    loads = [(int(count), int(length)) for length in context.split(",") for count in sequences.split(",")]
-    rows = measure(systems, loads, new_tokens, rounds, SHAPES[shape]["vocab_size"])
+    systems += [_system(peer, model) for peer in wanted]
+    timings = measure(systems, chosen, new_tokens, rounds, SHAPES[shape]["vocab_size"])
     for system in systems:
         system.close()
-    _print_table(rows)
+    environment = describe() | {"shape": shape, "new_tokens": new_tokens}
+    if "llama.cpp" in wanted:
+        environment |= describe_llama_cpp()
+    tables = {"runs": rows(timings, new_tokens), "ratios": ratios(timings)}
+    document = {"environment": environment, **tables}
+    for table in tables.values():
+        _print_table(table)
+    if save is not None:
+        save.write_text(json.dumps(document, indent=1) + "\n")
     if as_json:
-        print(json.dumps({"environment": describe() | {"shape": shape, "new_tokens": new_tokens}, "runs": rows}))
+        print(json.dumps(document))
 
 
-def _print_table(rows: list[dict[str, Any]]) -> None:
+def _loads(text: str, sequences: str, context: str) -> list[Load]:
+    if sequences or context:
+        counts, lengths = _numbers(sequences or "1,4,16"), _numbers(context or "128")
+        return [(count, length) for length in lengths for count in counts]
+    pairs = [_numbers(load, "x") for load in text.split(",")]
+    if any(len(pair) != 2 for pair in pairs):
+        raise typer.BadParameter(f"{text}: a load reads like 16x128")
+    return [(count, length) for count, length in pairs]
+
+
+def _numbers(text: str, separator: str = ",") -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(separator)]
+    except ValueError as error:
+        raise typer.BadParameter(f"{text}: whole numbers are wanted") from error
+    if min(numbers) < 1:
+        raise typer.BadParameter(f"{text}: numbers from 1 on are wanted")
+    return numbers
+
+
+def _peers(text: str) -> list[str]:
+    """The peers named; refused, before anything is loaded, if one is unknown or not installed."""
+    wanted = list(dict.fromkeys(peer for peer in text.split(",") if peer))
+    if unknown := set(wanted) - set(_PEERS):
+        raise typer.BadParameter(f"unknown peers: {', '.join(sorted(unknown))}")
+    if "llama.cpp" in wanted and (missing := llama_cpp_missing()):
+        raise typer.BadParameter(missing)
+    return wanted
+
+
+def _system(peer: str, model: Path) -> System:
+    if peer == "llama.cpp":
+        from benchmarks.engine_llama_cpp import LlamaCpp
+
+        return LlamaCpp(model)
+    return TransformersGenerate(model) if peer == "transformers" else TransformersContinuousBatching(model)
+
+
+def _print_table(rows: Sequence[dict[str, Any]]) -> None:
+    if not rows:
+        return
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(str, row.values()))

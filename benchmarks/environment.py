@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import os
 import platform
 import subprocess
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -27,6 +29,25 @@ def describe() -> dict[str, str | int]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+    }
+
+
+def llama_cpp_missing() -> str | None:
+    """What to install for llama.cpp to be measured; None where it is there."""
+    missing = [name for name in ("llama_cpp", "gguf") if importlib.util.find_spec(name) is None]
+    if not missing:
+        return None
+    return f"{' and '.join(missing)}: not installed; llama.cpp as a peer needs pip install 'outrider[bench]'"
+
+
+def describe_llama_cpp() -> dict[str, str | int]:
+    """The build that is measured; a figure means little without the instruction sets it was compiled for."""
+    import llama_cpp
+
+    return {
+        "llama_cpp_python": version("llama-cpp-python"),
+        "llama_cpp": llama_cpp.llama_version().decode(),
+        "llama_cpp_build": llama_cpp.llama_print_system_info().decode().strip(" |\n"),
     }
 
 

@@ -27,15 +27,16 @@ from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from benchmarks import upscale
-from benchmarks.environment import describe
+from benchmarks.environment import describe, describe_llama_cpp, llama_cpp_missing
 from benchmarks.speculation_picture import draw
-from benchmarks.speculation_systems import Assisted, Length, Measured, Outrider, Setting, assistants
+from benchmarks.speculation_systems import Length, Measured, Outrider, Peer, Setting, assistants
 from benchmarks.workloads import WORKLOADS, Prompt, Workload, prompts
 from engines.types import DrafterChoice
 
 Name = TypeVar("Name", bound=str)
 _console = Console(stderr=True, width=140)
 _DRAFT = Path(__file__).resolve().parent.parent / "demo" / "models" / "draft"
+_PEERS = ("transformers", "llama.cpp")
 _DRAFTERS: tuple[DrafterChoice, ...] = ("ngram", "suffix", "model", "auto")
 _LENGTHS: tuple[Length, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
 # With one sequence a single prompt would say little: so many are decoded one after another.
@@ -93,7 +94,7 @@ class Job:
 
 
 def measure(
-    plan: Plan, ours: Outrider, peers: Sequence[Assisted], chosen: dict[Workload, tuple[Prompt, ...]]
+    plan: Plan, ours: Outrider, peers: Sequence[Peer], chosen: dict[Workload, tuple[Prompt, ...]]
 ) -> Iterator[list[dict[str, Any]]]:
     """The rows of one group after another; peers decode one sequence at a time, and are measured where we do."""
     for workload, temperature, sequences in track(list(plan.groups()), console=_console, description="measuring"):
@@ -112,9 +113,8 @@ def _own(ours: Outrider, setting: Setting, num_new: int) -> Job:
     return Job("outrider", setting.drafter, setting.length, lambda batch: ours.run(batch, setting, num_new))
 
 
-def _peer(peer: Assisted, temperature: float, num_new: int) -> Job:
-    length: Length = 0 if peer.drafter == "none" else "adaptive"
-    return Job(peer.name, peer.drafter, length, lambda batch: peer.run(batch, temperature, num_new))
+def _peer(peer: Peer, temperature: float, num_new: int) -> Job:
+    return Job(peer.name, peer.drafter, peer.length, lambda batch: peer.run(batch, temperature, num_new))
 
 
 def _turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: int) -> list[list[list[Measured]]]:
@@ -163,14 +163,17 @@ def _row(job: Job, group: dict[str, Any], runs: list[list[Measured]]) -> dict[st
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each group: adaptive beside plain and beside the best fixed length, by drafter, and beside the best peer."""
+    """For each group: adaptive beside plain and beside the best fixed length, by drafter, and beside the peers."""
     found = []
     keys = {(row["workload"], row["temperature"], row["sequences"]) for row in rows}
     for key in sorted(keys):
         group = [row for row in rows if (row["workload"], row["temperature"], row["sequences"]) == key]
         own = [row for row in group if row["system"] == "outrider"]
         plain = next(row["tokens_per_s"] for row in own if row["drafter"] == "none")
-        peer = max((row["tokens_per_s"] for row in group if row["system"] != "outrider"), default=None)
+        peers: dict[str, float] = {}  # each at its fastest setting
+        for row in group:
+            if row["system"] != "outrider":
+                peers[row["system"]] = max(peers.get(row["system"], 0.0), row["tokens_per_s"])
         for row in own:
             if row["draft_length"] != "adaptive":
                 continue
@@ -188,7 +191,8 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                     "drafter": row["drafter"],
                     "adaptive_over_plain": round(speed / plain, 3),
                     "adaptive_over_best_fixed": round(speed / max(fixed), 3) if fixed else None,
-                    "adaptive_over_best_peer": round(speed / peer, 3) if peer else None,
+                    "adaptive_over_best_peer": round(speed / max(peers.values()), 3) if peers else None,
+                    "adaptive_over_peers": {peer: round(speed / theirs, 3) for peer, theirs in peers.items()},
                 }
             )
     return found
@@ -203,12 +207,17 @@ def main(
     lengths: Annotated[str, typer.Option(help="fixed draft lengths, comma-separated; 'none' for adaptive alone")] = "",
     tokens: Annotated[int, typer.Option(help="new tokens for each sequence; 0: the plan's own")] = 0,
     rounds: Annotated[int, typer.Option(help="0: the plan's own")] = 0,
-    peers: Annotated[bool, typer.Option(help="measure transformers' assisted generation as well")] = True,
+    peers: Annotated[
+        str, typer.Option(help=f"of {', '.join(_PEERS)}, at 1 sequence; comma-separated")
+    ] = "transformers",
     save: Annotated[Path | None, typer.Option(help="write the document there after each group")] = None,
     picture: Annotated[Path | None, typer.Option(help="write a PNG")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document last")] = False,
 ) -> None:
     """Measure speculative decoding."""
+    wanted = _named(peers, _PEERS)
+    if "llama.cpp" in wanted and (missing := llama_cpp_missing()):
+        raise typer.BadParameter(missing)
     base = QUICK if quick else FULL
     plan = Plan(
         workloads=tuple(_named(workloads, WORKLOADS)) or base.workloads,
@@ -227,7 +236,9 @@ def main(
     ours = Outrider(target, _DRAFT, torch.get_num_threads(), max(plan.sequences))
     rows: list[dict[str, Any]] = []
     environment = describe() | {"tokens": plan.tokens, "rounds": plan.rounds}
-    for group in measure(plan, ours, assistants(target, _DRAFT) if peers else [], chosen):
+    if "llama.cpp" in wanted:
+        environment |= describe_llama_cpp()
+    for group in measure(plan, ours, _load_peers(wanted, target), chosen):
         rows += group
         document = {"environment": environment, "runs": rows, "claims": claims(rows)}
         if save is not None:
@@ -237,6 +248,15 @@ def main(
         draw(rows, picture)
     if as_json:
         print(json.dumps({"environment": environment, "runs": rows, "claims": claims(rows)}))
+
+
+def _load_peers(wanted: Sequence[str], target: Path) -> list[Peer]:
+    loaded: list[Peer] = list(assistants(target, _DRAFT)) if "transformers" in wanted else []
+    if "llama.cpp" in wanted:
+        from benchmarks import speculation_llama_cpp
+
+        loaded += speculation_llama_cpp.systems(target, _DRAFT)
+    return loaded
 
 
 def _named(text: str, known: Sequence[Name]) -> list[Name]:

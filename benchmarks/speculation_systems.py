@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM
@@ -41,6 +41,16 @@ class Measured:
     seconds: float
     num_drafted: int = 0
     num_accepted: int = 0
+
+
+class Peer(Protocol):
+    """Another system, which decodes one sequence at a time: its rows' names, and how many tokens it drafts."""
+
+    name: str
+    drafter: str
+    length: Length
+
+    def run(self, prompts: Sequence[Prompt], temperature: float, num_new: int) -> Measured: ...
 
 
 class Outrider:
@@ -112,6 +122,7 @@ class Assisted:
     def __init__(self, target: Any, draft: Any | None = None) -> None:
         self.name = "transformers_assisted" if draft is not None else "transformers_prompt_lookup"
         self.drafter = "model" if draft is not None else "ngram"
+        self.length: Length = "adaptive"
         self._target = target
         self._options: dict[str, Any] = (
             {"assistant_model": draft} if draft is not None else {"prompt_lookup_num_tokens": 10}
@@ -148,7 +159,7 @@ class Plain(Assisted):
 
     def __init__(self, target: Any) -> None:
         super().__init__(target)
-        self.name, self.drafter, self._options = "transformers", "none", {}
+        self.name, self.drafter, self.length, self._options = "transformers", "none", 0, {}
 
 
 def assistants(target: Path, draft: Path) -> list[Assisted]:

@@ -30,6 +30,8 @@ ROWS = [
     row("model", "adaptive", 19.0),
     row("none", 0, 9.0, "transformers"),
     row("model", "adaptive", 15.0, "transformers_assisted"),
+    row("model", 3, 12.5, "llama.cpp_speculative"),
+    row("model", 8, 10.0, "llama.cpp_speculative"),
     row("none", 0, 100.0, sequences=16),
     row("ngram", "adaptive", 97.0, sequences=16),
 ]
@@ -42,6 +44,12 @@ def test_claims_compare_with_plain_the_best_fixed_length_and_the_best_peer() -> 
     assert (ngram["adaptive_over_plain"], ngram["adaptive_over_best_fixed"]) == (1.32, 1.1)
     assert ngram["adaptive_over_best_peer"] == 0.88
     assert (model["adaptive_over_best_fixed"], model["adaptive_over_best_peer"]) == (0.95, 1.267)
+    assert model["adaptive_over_peers"] == {
+        "transformers": 2.111,
+        "transformers_assisted": 1.267,
+        "llama.cpp_speculative": 1.52,
+    }
+    assert (many["adaptive_over_peers"], many["adaptive_over_best_peer"]) == ({}, None)
     assert (many["adaptive_over_plain"], many["adaptive_over_best_fixed"]) == (0.97, None)
 
 
