@@ -50,7 +50,7 @@ class BuildKernels(build_ext):
 
 def kernels() -> Extension:
     sanitizer = os.environ.get("OUTRIDER_SANITIZE")
-    checks = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"] if sanitizer else []
+    checks = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"] if sanitizer else ["-g0"]
     return Extension(
         "engines.native._kernels",
         sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),

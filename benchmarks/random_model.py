@@ -18,6 +18,25 @@ SHAPES: dict[str, dict[str, int]] = {
         "head_dim": 128,
         "vocab_size": 32000,
     },
+    "qwen3-0.6b": {
+        "hidden_size": 1024,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+    },
+    "qwen3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    },
     "qwen3-tiny": {
         "hidden_size": 64,
         "intermediate_size": 128,
@@ -36,7 +55,7 @@ def materialize(shape: str, folder: Path, seed: int = 0) -> Path:
     if not (path / "tokenizer.json").exists():
         torch.manual_seed(seed)
         config = Qwen3Config.from_dict(
-            {**SHAPES[shape], "tie_word_embeddings": True, "max_position_embeddings": 4096, "dtype": "bfloat16"}
+            {"tie_word_embeddings": True, "max_position_embeddings": 4096, "dtype": "bfloat16", **SHAPES[shape]}
         )
         model = Qwen3ForCausalLM(config)
         torch.nn.Module.to(model, torch.bfloat16)
