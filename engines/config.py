@@ -124,7 +124,7 @@ class LocalEngineConfig(_Config):
     )
     kv_cache_dtype: Literal["auto", "int8"] = Field(
         default="auto",
-        description="auto: the model's; int8: half the memory of bfloat16, with a scale for each head's vector of a token",
+        description="auto: the model's; int8: about half of bfloat16's memory, with a scale for each head of a token",
     )
     memory_fraction: float = Field(
         default=0.9, gt=0.0, le=1.0, description="share of GPU memory for weights, activations and KV; unused on CPU"

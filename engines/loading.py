@@ -39,7 +39,8 @@ class LoadedModel:
 
     layers[i] is None where layer i attends to the keys and values of layer kv_sources[i]. `max_position` is the longest
     sequence in tokens, None without a limit. `dtype` is that of keys and values. `weight_bytes` counts parameters and
-    buffers in memory. `weights_fingerprint` is described in engines.fingerprint.
+    buffers in memory. `weights_fingerprint` is described in engines.fingerprint. `runs_on_kernels`: all that takes long
+    is done by native kernels, and torch has small things to do only.
     """
 
     model: PreTrainedModel
@@ -53,6 +54,7 @@ class LoadedModel:
     device: torch.device
     weights_fingerprint: str
     weight_bytes: int
+    runs_on_kernels: bool = False
 
     @property
     def architecture(self) -> str:

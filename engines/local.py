@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import logging
 import queue
+import sys
 import threading
 import time
 import weakref
@@ -29,6 +30,7 @@ from engines.types import Delta, EngineStats, GenerateRequest, ModelCard
 _log = logging.getLogger(__name__)
 
 _EXIT_WAIT_S = 10.0
+_SWITCH_INTERVAL_S = 0.0002
 # Soon, since a first try may be short; later seldom.
 _FIRST_KEEP_S = 5.0
 _MAX_KEEP_PERIOD_S = 60.0
@@ -95,6 +97,9 @@ class LocalEngine:
             self._ready = self._loop.create_future()
             # Whoever waited may be gone when loading fails; check_health still tells.
             self._ready.add_done_callback(lambda ready: ready.cancelled() or ready.exception())
+            # A step hands the interpreter over some two hundred times, at each kernel; whoever is awake beside it (the
+            # event loop, delivering) would keep it for 5 ms each time.
+            sys.setswitchinterval(min(sys.getswitchinterval(), _SWITCH_INTERVAL_S))
             self._thread = threading.Thread(target=self._run, name="engine-loop", daemon=True)
             self._thread.start()
             # At exit the interpreter must not be taken apart under a thread that is inside torch.

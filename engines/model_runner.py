@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Protocol
 
 import torch
@@ -14,6 +15,7 @@ from engines.attention.interface import AttentionBackend, LayerSpec
 from engines.batch import RaggedBatch
 from engines.causal_lm import row_logits, takes_logits_to_keep
 from engines.loading import LoadedModel
+from engines.native.threads import reserved_for_kernels
 
 
 class Runner(Protocol):
@@ -47,6 +49,7 @@ class ModelRunner:
         self.block_size = block_size
         self._model = loaded.model
         self._backend = backend
+        self._on_kernels = loaded.runs_on_kernels
         self._selects_rows = takes_logits_to_keep(loaded.model)
         # Zeroed, since a backend may read a slot before it is written as long as its weight is 0.
         self._pools = {
@@ -74,7 +77,8 @@ class ModelRunner:
         for something that the engine would have to ignore.
         """
         assert batch.block_size == self.block_size
-        with attending(lambda call: self._attend(call, batch)):
+        threads = reserved_for_kernels() if self._on_kernels else nullcontext()
+        with threads, attending(lambda call: self._attend(call, batch)):
             return row_logits(
                 self._model, batch.input_ids, batch.positions, batch.logit_rows, selects_rows=self._selects_rows
             )

@@ -34,7 +34,7 @@ _MAX_PROBED_WINDOW_BIG = 32
 _NOISE_FACTOR = 3.0
 # Relative error of a row of logits: what is always allowed, and what the model's own rounding may stretch that to.
 _TOLERANCES = {torch.float32: (1e-4, 1e-3), torch.float16: (5e-3, 5e-2), torch.bfloat16: (2e-2, 1e-1)}
-# With an int8 KV cache: its rounding makes some 1 % in random tiny models, and more where it sends a row to another expert.
+# With an int8 KV cache: its rounding makes some 1 % in random tiny models, more where it sends a row to other experts.
 _INT8_KV_TOLERANCE = 0.25
 
 # Steps of (sequence 0, sequence 1): known tokens, and wrong drafts behind them, which are rejected and overwritten.

@@ -26,7 +26,8 @@ def prepare_model(config: LocalEngineConfig, backend: AttentionBackend) -> Loade
     expected = expect(loaded) if config.parity_probe else None
     if config.optimize:
         done = optimize(loaded.model)
-        loaded = replace(loaded, weight_bytes=weight_bytes(loaded.model))
+        on_kernels = not done.leaves_matrices and backend.name == "native"
+        loaded = replace(loaded, weight_bytes=weight_bytes(loaded.model), runs_on_kernels=on_kernels)
         _log.info("%s: %s", config.model, done.summary())
     if expected is not None:
         compare(loaded, backend, expected)

@@ -62,6 +62,6 @@ def _native_attention(device: torch.device) -> NativeAttention:
     if library() is None:
         raise ModelLoadError(
             "The attention backend 'native' needs the CPU kernels, which were not built or cannot be loaded: install a "
-            "C++17 compiler with OpenMP (g++ or clang++), then Outrider again."
+            "C++17 compiler (g++ or clang++), then Outrider again."
         )
     return NativeAttention()

@@ -1,4 +1,4 @@
-"""KV caches in int8: each head's vector of a token has a scale of its own, so that no vector's numbers depend on others.
+"""KV caches in int8, with a scale for each vector (a head of a token), so that none depends on its neighbours.
 
     | dim int8 numbers | scale, fp32, as 4 bytes |        number = int8 * scale, scale = largest magnitude / 127
 

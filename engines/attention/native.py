@@ -2,7 +2,8 @@
 
 A row's result is bitwise the same whoever else is in the batch and however many rows its sequence has in the step.
 
-TABLE
+On 2 threads of an AVX-512 EPYC, bf16, 16 query and 8 KV heads of 128, a layer took 0.35 ms for 16 sequences of 128
+positions and 1.2 ms for 16 of 512 (2026-11-21, within whole steps, medians of 30); `batched.py` has torch's figures.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engines.native.dtype import DTYPE_CODES
 from engines.native.library import library
+from engines.native.threads import num_threads
 
 ActivationName = Literal["silu", "gelu_tanh"]
 ACTIVATION_CODES: dict[ActivationName, int] = {"silu": 1, "gelu_tanh": 2}
@@ -33,7 +34,7 @@ def gated_activation(gate_up: Tensor, activation: ActivationName) -> Tensor:
         size,
         ACTIVATION_CODES[activation],
         DTYPE_CODES[gate_up.dtype],
-        torch.get_num_threads(),
+        num_threads(),
     )
     return output
 

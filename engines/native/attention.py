@@ -9,6 +9,7 @@ from torch import Tensor
 
 from engines.batch import RaggedBatch
 from engines.native.library import library
+from engines.native.threads import num_threads
 
 _KV_SCALE_BYTES = 4
 
@@ -81,7 +82,7 @@ class AttentionStep:
             max_blocks=batch.block_table.shape[1],
             num_tokens=self._num_tokens,
             block_size=batch.block_size,
-            num_threads=torch.get_num_threads(),
+            num_threads=num_threads(),
         )
         self._address = ctypes.addressof(self._args)
 

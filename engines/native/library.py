@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 
-import torch  # before the kernels: both then share one OpenMP runtime and its threads  # noqa: F401
-
 _log = logging.getLogger(__name__)
 
 ISA_NAMES = ("portable", "avx2", "avx512")
@@ -26,7 +24,7 @@ def library() -> ctypes.CDLL | None:
     path = os.environ.get("OUTRIDER_KERNELS") or _installed()
     if path is None:
         _log.warning(
-            "the CPU kernels are not built (a C++17 compiler with OpenMP is needed when Outrider is installed); "
+            "the CPU kernels are not built (a C++17 compiler is needed when Outrider is installed); "
             "CPU engines use torch alone, which is several times slower"
         )
         return None

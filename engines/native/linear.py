@@ -12,6 +12,7 @@ from torch import Tensor
 from engines.native.activation import ACTIVATION_CODES, ActivationName
 from engines.native.dtype import DTYPE_CODES
 from engines.native.library import library
+from engines.native.threads import num_threads
 
 _PANEL = 64
 
@@ -82,7 +83,7 @@ class PackedWeight:
             output.data_ptr(),
             self._output_code,
             input.numel() // self.in_features,
-            torch.get_num_threads(),
+            num_threads(),
         )
         return output
 
@@ -117,7 +118,7 @@ def _pack(kernels: ctypes.CDLL, weights: Sequence[Tensor], panels: int, *, gated
             ctypes.c_int64(in_features),
             DTYPE_CODES[dtype],
             ctypes.c_bool(gated),
-            torch.get_num_threads(),
+            num_threads(),
         )
         first_column += weight.shape[0]
     return words

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engines.native.dtype import DTYPE_CODES
 from engines.native.library import library
+from engines.native.threads import num_threads
 
 
 def rms_norm(input: Tensor, scale: Tensor, epsilon: float) -> Tensor:
@@ -31,7 +32,7 @@ def rms_norm(input: Tensor, scale: Tensor, epsilon: float) -> Tensor:
         scale.numel(),
         epsilon,
         DTYPE_CODES[input.dtype],
-        torch.get_num_threads(),
+        num_threads(),
     )
     return output
 

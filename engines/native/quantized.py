@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from engines.native.library import library
+from engines.native.threads import num_threads
 
 _TILE = 16
 _PANEL = 64
@@ -152,7 +153,7 @@ class QuantizedKernel:
             outputs.data_ptr(),
             inputs.numel() // self._in_features,
             inputs.dtype == torch.bfloat16,
-            torch.get_num_threads(),
+            num_threads(),
         )
         self._run(self._linear, call)
         return outputs

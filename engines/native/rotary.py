@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engines.native.dtype import DTYPE_CODES
 from engines.native.library import library
+from engines.native.threads import num_threads
 
 MAX_HEAD_DIM = 1024
 
@@ -80,7 +81,7 @@ class RotaryLayer:
             sines.data_ptr(),
             rotary_dim,
             heads.numel() // width,
-            torch.get_num_threads(),
+            num_threads(),
         )
 
 

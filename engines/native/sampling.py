@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engines.native.library import library
+from engines.native.threads import num_threads
 
 _DTYPES = (torch.bfloat16, torch.float32)
 
@@ -92,4 +93,4 @@ def _rows(logits: Tensor) -> tuple[int, int, int, int]:
 
 
 def _how(logits: Tensor) -> tuple[int, int]:
-    return logits.dtype == torch.bfloat16, torch.get_num_threads()
+    return logits.dtype == torch.bfloat16, num_threads()

@@ -25,12 +25,16 @@ KINDS: frozenset[Kind] = frozenset(("attentions", "mlps", "norms", "linears"))
 
 @dataclass(frozen=True, slots=True)
 class Optimizations:
-    """How many modules were exchanged, by kind; linears and norms inside fused blocks are not counted again."""
+    """How many modules were exchanged, by kind; linears and norms inside fused blocks are not counted again.
+
+    `leaves_matrices`: torch still multiplies by some weights.
+    """
 
     attentions: int = 0
     mlps: int = 0
     norms: int = 0
     linears: int = 0
+    leaves_matrices: bool = True
 
     def summary(self) -> str:
         """One line for the log."""
@@ -53,7 +57,13 @@ def optimize(model: PreTrainedModel, kinds: Collection[Kind] = KINDS) -> Optimiz
     walk = _Walk(model, kinds)
     walk.descend(model)
     done = walk.counts
-    return Optimizations(done["attentions"], done["mlps"], done["norms"], done["linears"])
+    return Optimizations(done["attentions"], done["mlps"], done["norms"], done["linears"], _has_matrices(model))
+
+
+def _has_matrices(model: PreTrainedModel) -> bool:
+    """Whether parameters with rows and columns are left, other than those that rows are only picked from."""
+    picked = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return any(parameter.ndim > 1 and id(parameter) not in picked for parameter in model.parameters())
 
 
 class _Walk:

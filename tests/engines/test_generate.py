@@ -24,6 +24,7 @@ from tests.engines.tokenizers import word_tokenizer
 
 NUM_NEW = 24
 # Two logits closer than this, as a share of the logits' spread, may change places with the order of summation.
+QUANTIZED_TIE = 0.05
 TIE = 1e-4
 BLOCK_SIZE = 4
 DEMO_MODELS = Path(__file__).parents[2] / "demo" / "models"
@@ -73,7 +74,9 @@ def generate_theirs(model: PreTrainedModel, prompt: Sequence[int]) -> list[int]:
     return [int(token) for token in output[0, len(prompt) :]]
 
 
-def assert_same(model: PreTrainedModel, prompt: Sequence[int], ours: list[int], theirs: list[int]) -> None:
+def assert_same(
+    model: PreTrainedModel, prompt: Sequence[int], ours: list[int], theirs: list[int], tie: float = TIE
+) -> None:
     """Equal, or different from a position on where the two tokens' logits tie."""
     assert len(ours) == NUM_NEW
     split = next((i for i in range(NUM_NEW) if ours[i] != theirs[i]), None)
@@ -82,7 +85,7 @@ def assert_same(model: PreTrainedModel, prompt: Sequence[int], ours: list[int], 
     with torch.inference_mode():
         logits = model(torch.tensor([[*prompt, *ours[:split]]])).logits[0, -1].float()
     gap = (logits[theirs[split]] - logits[ours[split]]).abs() / logits.std()
-    assert gap < TIE, f"differs at output token {split}: {ours[split]} for {theirs[split]}, {gap:.2g} apart"
+    assert gap < tie, f"differs at output token {split}: {ours[split]} for {theirs[split]}, {gap:.2g} apart"
 
 
 def make_prompts(vocab_size: int) -> list[list[int]]:
@@ -137,8 +140,10 @@ def test_demo_models(name: str, scenario: str) -> None:
     loaded, reference = _demo(name)
     core = make_core(loaded, "torch", **SCENARIOS[scenario])
     prompts = make_prompts(loaded.vocab_size)[:5]
+    # The int8 model's activations are rounded to int8 by us, and to nothing by the library that is asked for reference.
+    tie = QUANTIZED_TIE if name == "mid" else TIE
     for prompt, ours in zip(prompts, generate_ours(core, prompts), strict=True):
-        assert_same(reference, prompt, ours, generate_theirs(reference, prompt))
+        assert_same(reference, prompt, ours, generate_theirs(reference, prompt), tie)
 
 
 @cache

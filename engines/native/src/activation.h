@@ -4,6 +4,7 @@
 
 #include "common.h"
 #include "dtype.h"
+#include "threads.h"
 
 namespace outrider {
 
@@ -79,11 +80,10 @@ void gated_activation_rows(const GatedActivationCall& call) {
     const Value* input = static_cast<const Value*>(call.input);
     Value* output = static_cast<Value*>(call.output);
     const bool parallel = call.num_threads > 1 && call.rows * call.size >= kValuesWorthThreads;
-#pragma omp parallel for schedule(static) num_threads(call.num_threads) if (parallel)
-    for (int64_t row = 0; row < call.rows; ++row) {
+    parallel_for(parallel ? call.num_threads : 1, call.rows, [&](int64_t row) {
         const Value* gate = input + 2 * row * call.size;
         multiply_activated<Function>(gate, gate + call.size, output + row * call.size, call.size);
-    }
+    });
 }
 
 template <class Value>

@@ -2,19 +2,17 @@
 
 #include "attention.h"
 
-#include <omp.h>
-
 #include <algorithm>
-#include <memory>
 #include <vector>
 
 #include "attention_kernel.h"
+#include "threads.h"
 
 namespace outrider {
 namespace {
 
-constexpr int64_t kSplitChunks = 8;      // a part of a split tile; shorter ones cost more than they balance
-constexpr int64_t kItemsPerThread = 4;   // with so many, the last ones to finish leave nobody idle for long
+constexpr int64_t kSplitChunks = 8;  // a part of a split tile; shorter ones cost more than they balance
+constexpr int64_t kItemsPerThread = 4;  // with so many, the last ones to finish leave nobody idle for long
 
 AttentionKernel kernel_of(const AttentionArgs& args) {
     switch (current_isa()) {
@@ -39,10 +37,15 @@ void add_tiles(const AttentionArgs& args, int32_t sequence, int64_t heads_per_it
         const int64_t from = args.window ? std::max<int64_t>(0, first_position + row - args.window + 1) : 0;
         const int64_t to = first_position + row + rows;
         for (int64_t head = 0; head < args.num_kv_heads; head += heads) {
-            items.push_back({sequence, static_cast<int32_t>(row), static_cast<int32_t>(rows), static_cast<int32_t>(head),
-                             static_cast<int32_t>(std::min(heads, args.num_kv_heads - head)),
-                             static_cast<int32_t>(from / kChunk), static_cast<int32_t>((to + kChunk - 1) / kChunk),
-                             nullptr});
+            AttentionItem item{};
+            item.sequence = sequence;
+            item.first_row = static_cast<int32_t>(row);
+            item.num_rows = static_cast<int32_t>(rows);
+            item.first_head = static_cast<int32_t>(head);
+            item.num_heads = static_cast<int32_t>(std::min(heads, args.num_kv_heads - head));
+            item.first_chunk = static_cast<int32_t>(from / kChunk);
+            item.end_chunk = static_cast<int32_t>((to + kChunk - 1) / kChunk);
+            items.push_back(item);
         }
     }
 }
@@ -59,8 +62,8 @@ std::vector<AttentionItem> plan_items(const AttentionArgs& args) {
 
 // Tiles cut along their chunks where there are too few of them for the threads.
 struct SplitPlan {
-    std::vector<AttentionItem> parts;    // what is computed first, in any order
-    std::vector<AttentionItem> merged;   // tiles whose parts have to be merged then
+    std::vector<AttentionItem> parts;   // what is computed first, in any order
+    std::vector<AttentionItem> merged;  // tiles whose parts have to be merged then
     std::vector<float> partials;
 };
 
@@ -71,7 +74,9 @@ SplitPlan split_items(const AttentionArgs& args, const AttentionKernel& kernel, 
         return plan;
     }
     int64_t floats = 0;
-    const auto is_long = [](const AttentionItem& item) { return item.end_chunk - item.first_chunk >= 2 * kSplitChunks; };
+    const auto is_long = [](const AttentionItem& tile) {
+        return tile.end_chunk - tile.first_chunk >= 2 * kSplitChunks;
+    };
     for (const AttentionItem& item : items) {
         if (is_long(item)) floats += (item.end_chunk - item.first_chunk) * kernel.partial_floats(args, item);
     }
@@ -106,23 +111,25 @@ char* thread_scratch(int64_t bytes) {
     return memory.data() + (kLine - address % kLine) % kLine;
 }
 
+constexpr int64_t kTokensPerWrite = 16;  // one alone is too little work for a thread
+
 void run(const AttentionArgs& args) {
     const AttentionKernel kernel = kernel_of(args);
     const SplitPlan plan = split_items(args, kernel, plan_items(args));
     const int64_t scratch_bytes = kernel.scratch_bytes(args);
     const auto num_parts = static_cast<int64_t>(plan.parts.size());
     const auto num_merged = static_cast<int64_t>(plan.merged.size());
-#pragma omp parallel num_threads(static_cast<int>(args.num_threads))
-    {
-        char* scratch = thread_scratch(scratch_bytes);
-        // A sequence may read blocks that another one writes in this step: all writes first.
-#pragma omp for schedule(static)
-        for (int64_t token = 0; token < args.num_tokens; ++token) kernel.write_token(args, token);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < num_parts; ++i) kernel.attend(args, plan.parts[i], scratch);
-#pragma omp for schedule(dynamic, 1)
-        for (int64_t i = 0; i < num_merged; ++i) kernel.merge(args, plan.merged[i], scratch);
-    }
+    const auto num_threads = static_cast<int32_t>(args.num_threads);
+    // A sequence may read blocks that another one writes in this step: all writes first.
+    const int64_t num_writes = (args.num_tokens + kTokensPerWrite - 1) / kTokensPerWrite;
+    parallel_for(num_threads, num_writes, [&](int64_t i) {
+        const int64_t end = std::min(args.num_tokens, (i + 1) * kTokensPerWrite);
+        for (int64_t token = i * kTokensPerWrite; token < end; ++token) kernel.write_token(args, token);
+    });
+    parallel_for(num_threads, num_parts,
+                 [&](int64_t i) { kernel.attend(args, plan.parts[i], thread_scratch(scratch_bytes)); });
+    parallel_for(num_threads, num_merged,
+                 [&](int64_t i) { kernel.merge(args, plan.merged[i], thread_scratch(scratch_bytes)); });
 }
 
 }  // namespace

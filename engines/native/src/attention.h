@@ -1,4 +1,4 @@
-// Paged attention (arXiv 2309.06180): a step's keys and values go to their slots, then its queries walk the block table.
+// Paged attention (arXiv 2309.06180): a step's keys and values go to their slots, its queries walk the block table.
 //
 // The numbers of a row never depend on who else is in the batch. Each sequence is cut into chunks of kChunk positions,
 // counted from its own beginning; a row takes its dot products, the softmax of a chunk and its weighted values in an
@@ -11,9 +11,9 @@
 
 namespace outrider {
 
-constexpr int kChunk = 128;         // positions; a multiple of twice the widest vector
-constexpr int kScaleBytes = 4;      // behind the int8 numbers of a vector: its fp32 scale
-constexpr int kMaxTileRows = 64;    // query rows times the heads of a group, unless one position has more
+constexpr int kChunk = 128;       // positions; a multiple of twice the widest vector
+constexpr int kScaleBytes = 4;    // behind the int8 numbers of a vector: its fp32 scale
+constexpr int kMaxTileRows = 64;  // query rows times the heads of a group, unless one position has more
 
 // One layer's call. Strides are in numbers; the last dimension is contiguous. Mirrored by engines/native/attention.py.
 struct AttentionArgs {
@@ -46,7 +46,7 @@ struct AttentionArgs {
     int32_t is_int8;  // the caches: int8 with a scale per vector, else as the query
 };
 
-// Query rows [first_row, first_row + num_rows) of one sequence, for some KV heads, over chunks [first_chunk, end_chunk).
+// Query rows [first_row, first_row + num_rows) of one sequence with some KV heads, over some chunks.
 struct AttentionItem {
     int32_t sequence;
     int32_t first_row, num_rows;

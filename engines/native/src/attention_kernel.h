@@ -2,6 +2,7 @@
 
 #pragma once
 
+
 #include <type_traits>
 
 #include "attention_tile.h"
@@ -13,20 +14,23 @@ inline void write_vector(const T* from, int64_t dim, T* to) {
     std::memcpy(to, from, dim * sizeof(T));
 }
 
-// int8 = round(number / scale), half to even, scale = largest magnitude / 127; all 0 where the scale is 0.
+// int8 = round(number / scale), half to even, scale = largest magnitude / 127; all 0 where the scale is 0 or NaN, which
+// it is if any number is NaN or infinite.
 template <class T>
 inline void write_vector(const T* from, int64_t dim, int8_t* to) {
-    float largest = 0.0f;
+    float largest = 0.0f, poison = 0.0f;
     for (int64_t i = 0; i < dim; ++i) {
         const float number = to_float(from[i]), magnitude = number < 0.0f ? -number : number;
         largest = magnitude > largest ? magnitude : largest;
+        poison += number * 0.0f;
     }
-    const float scale = largest / 127.0f;
+    const float scale = largest / 127.0f + poison;
     const float divisor = scale > 0.0f ? scale : 1.0f;
     constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: a float that adds it has no room for a fraction
     for (int64_t i = 0; i < dim; ++i) {
         const float rounded = (to_float(from[i]) / divisor + kMagic) - kMagic;
-        to[i] = scale > 0.0f ? static_cast<int8_t>(rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded) : 0;
+        const float bounded = rounded > 127.0f ? 127.0f : rounded < -127.0f ? -127.0f : rounded;
+        to[i] = scale > 0.0f ? static_cast<int8_t>(bounded) : 0;
     }
     std::memcpy(to + dim, &scale, sizeof(scale));
 }
@@ -40,7 +44,7 @@ struct AttentionFunctions {
 #endif
 
     static void write_token(const AttentionArgs& args, int64_t token) {
-        constexpr int64_t kExtra = std::is_same_v<Cache, int8_t> && !std::is_same_v<T, int8_t> ? kScaleBytes : 0;
+        constexpr int64_t kExtra = std::is_same_v<Cache, int8_t> ? kScaleBytes : 0;
         const int64_t row = args.slot_mapping[token] * args.num_kv_heads;
         const T* key = static_cast<const T*>(args.key) + token * args.key_stride;
         const T* value = static_cast<const T*>(args.value) + token * args.value_stride;

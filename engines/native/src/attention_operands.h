@@ -1,7 +1,7 @@
 // How numbers of a cache become operands of products.
 //
 // Singles: fp32, one number a lane. Pairs: bf16, two numbers a lane, for the AVX-512 instruction that multiplies both
-// and adds the two products to the lane's fp32 sum. For query . key a pair is two neighbouring dimensions of one vector;
+// and adds the two products to the lane's fp32 sum. For query . key a pair is two neighbouring dimensions of a vector;
 // for weights . values it is the same dimension of two neighbouring positions, which is why a unit of 2 * kWidth
 // dimensions comes as two vectors with its dimensions interleaved, to be put in order when they are stored.
 

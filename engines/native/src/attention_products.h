@@ -1,8 +1,8 @@
 // The two products of attention, for one chunk of one KV head: queries . keys, and weights . values.
 //
-// Each exists on vectors where they lie in the cache (few rows) and on packed copies (many rows), bitwise equal: a score
-// is the sum over the lanes of a vector, each of which adds its steps in order, and lanes go by kLevelBits; a weighted
-// value adds positions in order.
+// Each exists on vectors where they lie in the cache (few rows) and on packed copies (many rows), bitwise equal: a
+// score is the sum over the lanes of a vector, each of which adds its steps in order, and lanes go by kLevelBits; a
+// weighted value adds positions in order.
 
 #pragma once
 
@@ -19,10 +19,6 @@ struct Vectors {
 
     const Cache* operator[](int position) const { return base + offset[position]; }
 
-    OUTRIDER_INLINE void prefetch(int position, int bytes) const {
-        const char* from = reinterpret_cast<const char*>((*this)[position]);
-        for (int line = 0; line < bytes; line += 64) __builtin_prefetch(from + line, 0, 2);
-    }
 };
 
 // Vectors that come next, fetched while others are worked on: their strides defeat the machine's own prefetching.
@@ -32,13 +28,20 @@ struct Ahead {
     int bytes = 0;  // of each vector; 0 for nothing
 
     OUTRIDER_INLINE void fetch(int position, int count) const {
-        if (bytes == 0) return;
-        for (int i = 0; i < count; ++i) vectors.prefetch(position + i, bytes);
+        constexpr int kLine = 64;
+        for (int i = 0; i < count; ++i) {
+            if (bytes == 0) return;
+            const char* from = reinterpret_cast<const char*>(vectors[position + i]);
+            // Four lines without a branch: what is too much is the next head's, which is read soon.
+            for (int start = 0; start < bytes; start += 4 * kLine) {
+                for (int line = 0; line < 4; ++line) __builtin_prefetch(from + start + line * kLine, 0, 2);
+            }
+        }
     }
 };
 
-// ---- Queries . keys: kRows query rows [kRows, query_size], kWidth positions at a time. kSteps is 0 where the number of
-// steps is known at run time only.
+// ---- Queries . keys: kRows query rows [kRows, query_size], kWidth positions at a time. kSteps is 0 where the number
+// of steps is known at run time only.
 
 // kIsWhole: a vector fills its last step.
 template <class Op, bool kIsWhole>

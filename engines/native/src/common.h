@@ -4,8 +4,7 @@
 // several instruction sets is compiled once in each of <name>_avx512.cpp, <name>_avx2.cpp and <name>.cpp (any machine),
 // in a namespace of its own (OUTRIDER_ISA): inline functions compiled for one must never be linked into another.
 //
-// Threads are OpenMP's. torch is imported before this library is loaded, so both share one libgomp and its pool; every
-// entry takes `num_threads`, which is torch's setting.
+// Threads are those of threads.h; every entry takes `num_threads`, which is torch's setting.
 
 #pragma once
 

@@ -1,6 +1,7 @@
 // Linear layers on any machine, the packing of weights, and the choice of instruction set.
 
 #include "linear.h"
+#include "threads.h"
 
 namespace outrider::portable {
 namespace {
@@ -97,15 +98,14 @@ OUTRIDER_EXPORT void outrider_pack_linear(uint32_t* words, int64_t packed_output
                                           bool gated, int32_t num_threads) {
     const int64_t steps = dtype == Dtype::bf16 ? (in_features + 1) / 2 : in_features;
     const Packing packing{words, steps, first_column, gated};
-#pragma omp parallel for schedule(static, kPanel) num_threads(num_threads)
-    for (int64_t output = 0; output < out_features; ++output) {
+    parallel_for(num_threads, out_features, [&](int64_t output) {
         uint32_t* to = packing.column(output, packed_outputs);
         if (dtype == Dtype::bf16) {
             pack_bf16(static_cast<const uint16_t*>(weight) + output * in_features, in_features, to);
         } else {
             pack_fp32(static_cast<const uint32_t*>(weight) + output * in_features, in_features, to);
         }
-    }
+    });
 }
 
 // Output [rows, out_features] of the packed layer for an input [rows, in_features] whose rows are `input_stride` values

@@ -15,6 +15,7 @@
 #include "activation.h"
 #include "common.h"
 #include "dtype.h"
+#include "threads.h"
 
 namespace outrider {
 
@@ -166,11 +167,10 @@ void run_panels(const LinearCall& call) {
     const int64_t block = (call.rows + row_blocks - 1) / std::max<int64_t>(row_blocks, 1);
     const int64_t dots = panels * kPanel * steps_of(*call.weight) * call.rows;
     const bool parallel = call.num_threads > 1 && dots >= kDotsWorthThreads;
-#pragma omp parallel for schedule(static) num_threads(call.num_threads) if (parallel)
-    for (int64_t task = 0; task < panels * row_blocks; ++task) {
+    parallel_for(parallel ? call.num_threads : 1, panels * row_blocks, [&](int64_t task) {
         const int64_t first_row = task % row_blocks * block;
         pass_panel<Kernel>(call, task / row_blocks, first_row, std::min(block, call.rows - first_row));
-    }
+    });
 }
 
 }  // namespace outrider::OUTRIDER_ISA

@@ -6,6 +6,7 @@
 
 #include "common.h"
 #include "dtype.h"
+#include "threads.h"
 
 namespace outrider {
 
@@ -62,14 +63,13 @@ void norm_rows(const NormCall& call) {
     const Value* input = static_cast<const Value*>(call.input);
     Value* output = static_cast<Value*>(call.output);
     const bool parallel = call.num_threads > 1 && call.rows * call.size >= kValuesWorthThreads;
-#pragma omp parallel for schedule(static) num_threads(call.num_threads) if (parallel)
-    for (int64_t row = 0; row < call.rows; ++row) {
+    parallel_for(parallel ? call.num_threads : 1, call.rows, [&](int64_t row) {
         const Value* from = input + row * call.size;
         Value* to = output + row * call.size;
         const float inverse = inverse_rms(from, call.size, call.epsilon);
 #pragma omp simd
         for (int64_t i = 0; i < call.size; ++i) store(to + i, to_float(from[i]) * inverse * call.scale[i]);
-    }
+    });
 }
 
 inline void norm_any(const NormCall& call) {

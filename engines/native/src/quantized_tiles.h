@@ -13,6 +13,7 @@
 #pragma once
 
 #include "quantized_rows.h"
+#include "threads.h"
 
 namespace outrider::OUTRIDER_ISA {
 
@@ -229,19 +230,14 @@ template <class Lanes>
 void run(const QuantizedLinear& linear, const QuantizedCall& call) {
     const QuantizedRows rows = make_room(linear, call.num_rows);
     const int64_t num_panels = (linear.out_features + kPanelOutputs - 1) / kPanelOutputs;
-#pragma omp parallel num_threads(call.num_threads) if (call.num_threads > 1)
-    {
-#pragma omp for
-        for (int64_t row = 0; row < call.num_rows; ++row) {
-            if (call.is_bf16) {
-                quantize_row(linear, static_cast<const bf16*>(call.input), rows, row);
-            } else {
-                quantize_row(linear, static_cast<const float*>(call.input), rows, row);
-            }
+    parallel_for(call.num_threads, call.num_rows, [&](int64_t row) {
+        if (call.is_bf16) {
+            quantize_row(linear, static_cast<const bf16*>(call.input), rows, row);
+        } else {
+            quantize_row(linear, static_cast<const float*>(call.input), rows, row);
         }
-#pragma omp for
-        for (int64_t panel = 0; panel < num_panels; ++panel) run_panel<Lanes>(linear, call, rows, panel);
-    }
+    });
+    parallel_for(call.num_threads, num_panels, [&](int64_t panel) { run_panel<Lanes>(linear, call, rows, panel); });
 }
 
 }  // namespace outrider::OUTRIDER_ISA

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "norm.h"
+#include "threads.h"
 
 namespace outrider {
 
@@ -92,8 +93,7 @@ template <class Value>
 void rotary_rows(const RotaryCall& call) {
     const int64_t values = call.rows * (call.layer->num_query_heads + call.layer->num_key_heads) * call.layer->head_dim;
     const bool parallel = call.num_threads > 1 && values >= kValuesWorthThreads;
-#pragma omp parallel for schedule(static) num_threads(call.num_threads) if (parallel)
-    for (int64_t row = 0; row < call.rows; ++row) rotary_row<Value>(call, row);
+    parallel_for(parallel ? call.num_threads : 1, call.rows, [&](int64_t row) { rotary_row<Value>(call, row); });
 }
 
 inline void rotary_any(const RotaryCall& call) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "sampling.h"
+#include "threads.h"
 
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
@@ -181,14 +182,13 @@ float believe(const Logit* logits, int64_t vocab, int64_t token) {
 
 template <typename Call, typename Row>
 void each_row(const Call& call, Row row) {
-#pragma omp parallel for num_threads(call.num_threads) if (call.num_rows > 1) schedule(static)
-    for (int64_t i = 0; i < call.num_rows; ++i) {
+    parallel_for(call.num_threads, call.num_rows, [&](int64_t i) {
         if (call.is_bf16) {
             row(i, static_cast<const bf16*>(call.logits) + i * call.row_stride);
         } else {
             row(i, static_cast<const float*>(call.logits) + i * call.row_stride);
         }
-    }
+    });
 }
 
 }  // namespace
