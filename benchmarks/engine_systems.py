@@ -50,6 +50,7 @@ class Outrider:
                 "num_threads": threads,
                 "attention_backend": attention_backend,
                 "kv_cache_bytes": 2 << 30,
+                "drafter": {"kind": "none"},  # plain decoding, as the peers do it
             }
         )
         self._loop = asyncio.new_event_loop()
