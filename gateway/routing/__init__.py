@@ -1,0 +1,1 @@
+"""Where a request goes: pure decisions, and what carries them out."""

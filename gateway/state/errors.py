@@ -1,0 +1,20 @@
+"""Errors of the shared state.
+
+StateError
+|-- StateUnavailableError    Redis did not answer in time, refused, or is full; decide from what is known locally
+`-- StateStartError          the embedded server could not be started
+"""
+
+from __future__ import annotations
+
+
+class StateError(Exception):
+    """Base of the shared state's errors."""
+
+
+class StateUnavailableError(StateError):
+    """The shared state cannot be asked now. Never an answer to a caller: whoever catches it decides without."""
+
+
+class StateStartError(StateError):
+    """The embedded server did not start; the message ends with its own words."""

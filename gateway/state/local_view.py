@@ -1,0 +1,77 @@
+"""What one gateway knows by itself: where it sent which prefix, and its own load. It goes on when Redis does not."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from engines.block_hash import BlockHash
+from gateway.state.fleet_view import FleetView, ReplicaState
+from gateway.state.load import LoadLedger
+
+# Without an engine's word a claim is a guess; routers that only guess let theirs live for about two minutes.
+_BELIEF_S = 120.0
+_MAX_BLOCKS = 100_000
+
+
+class LocalView:
+    """Always kept, at some microseconds a decision, since nobody knows when it will be needed."""
+
+    def __init__(self, ledger: LoadLedger, max_blocks: int = _MAX_BLOCKS) -> None:
+        self._ledger = ledger
+        self._max_blocks = max_blocks
+        self._beliefs: OrderedDict[BlockHash, dict[str, float]] = OrderedDict()
+        self._seen: dict[str, ReplicaState] = {}
+
+    def sent(self, replica: str, hashes: Iterable[BlockHash], now: float) -> None:
+        """`replica` will hold these blocks."""
+        for block in hashes:
+            self._beliefs.setdefault(block, {})[replica] = now + _BELIEF_S
+            self._beliefs.move_to_end(block)
+        while len(self._beliefs) > self._max_blocks:
+            self._beliefs.popitem(last=False)
+
+    def remember(self, view: FleetView) -> None:
+        """Rates and roles stay useful for a while after the shared state is gone."""
+        self._seen.update(view.replicas)
+
+    def forget(self, replica: str) -> None:
+        """It is gone."""
+        self._seen.pop(replica, None)
+        for holders in self._beliefs.values():
+            holders.pop(replica, None)
+
+    def look(self, hashes: Sequence[BlockHash], replicas: Iterable[str], max_holders: int, now: float) -> FleetView:
+        """`replicas` and the deepest holders as this gateway knows them: its own load, and predictions only."""
+        depths = self._depths(hashes, now)
+        counts: dict[int, int] = {}
+        for depth in depths.values():
+            counts[depth] = counts.get(depth, 0) + 1
+        deepest = sorted(depths, key=depths.__getitem__, reverse=True)[:max_holders]
+        names = dict.fromkeys((*deepest, *replicas))
+        states = {replica: self._state(replica, depths.get(replica, 0)) for replica in names}
+        return FleetView(replicas=states, holders=tuple(sorted(counts.items())), source="local")
+
+    def _depths(self, hashes: Sequence[BlockHash], now: float) -> dict[str, int]:
+        depths: dict[str, int] = {}
+        alive: set[str] | None = None
+        for depth, block in enumerate(hashes, 1):
+            holders = {replica for replica, until in self._beliefs.get(block, {}).items() if until > now}
+            alive = holders if alive is None else alive & holders
+            if not alive:
+                break
+            depths.update(dict.fromkeys(alive, depth))
+        return depths
+
+    def _state(self, replica: str, depth: int) -> ReplicaState:
+        totals = self._ledger.totals(replica)
+        return replace(
+            self._seen.get(replica, ReplicaState(replica, leased=False)),
+            confirmed_blocks=0,
+            predicted_blocks=depth,
+            queued_tokens=float(totals.queued_tokens),
+            in_flight=totals.in_flight,
+            recent_tokens=0.0,
+            kv_use=None,
+        )

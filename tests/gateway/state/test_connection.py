@@ -1,0 +1,132 @@
+"""Slow, refusing, restarted and full servers are all one typed error, after which callers are not kept waiting."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import pytest
+
+from gateway.state.config import StateConfig
+from gateway.state.connection import Script, StateClient
+from gateway.state.embedded import EmbeddedServer
+from gateway.state.errors import StateUnavailableError
+
+ECHO = Script("return {ns, ARGV[3]}")
+NOW = Script("return now")
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+async def test_scripts_see_the_prefix_and_their_arguments(server: EmbeddedServer) -> None:
+    client = StateClient(StateConfig(timeout_s=5, namespace="tests"), server.url, "org/model")
+    try:
+        await client.connect()
+        assert await client.run(ECHO, "x") == [b"tests:{org/model}", b"x"]
+    finally:
+        await client.close()
+
+
+async def test_time_is_redis_own_unless_a_clock_is_given(server: EmbeddedServer) -> None:
+    config = StateConfig(timeout_s=5)
+    real, simulated = StateClient(config, server.url, "m"), StateClient(config, server.url, "m", lambda: 42)
+    try:
+        assert abs(await real.run(NOW) / 1000 - time.time()) < 5
+        assert await simulated.run(NOW) == 42
+    finally:
+        await real.close()
+        await simulated.close()
+
+
+async def test_scripts_are_sent_again_to_a_server_that_forgot_them(server: EmbeddedServer, client: StateClient) -> None:
+    script = Script("return 'unheard of'")
+    assert await client.run(script) == b"unheard of"
+    await client.run(Script("return redis.call('PING')"))
+    await client._redis.script_flush()
+    assert await client.run(script) == b"unheard of"
+
+
+@pytest.fixture
+async def silent(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[str]:
+    """A server that accepts and never answers."""
+    path = tmp_path_factory.mktemp("s") / "silent.sock"
+    release = asyncio.Event()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await release.wait()
+        writer.close()
+
+    listener = await asyncio.start_unix_server(handle, path)
+    yield f"unix://{path}"
+    release.set()
+    listener.close()
+    await listener.wait_closed()
+
+
+async def test_a_silent_server_costs_a_few_waits_and_then_none(silent: str) -> None:
+    client = StateClient(StateConfig(timeout_s=0.02, retry_s=30), silent, "m")
+    try:
+        for _ in range(3):
+            began = time.perf_counter()
+            with pytest.raises(StateUnavailableError, match="no answer within 20 ms"):
+                await client.run(ECHO, "x")
+            assert time.perf_counter() - began > 0.015
+        assert not client.available
+        with pytest.raises(StateUnavailableError, match="a moment ago"):
+            await client.run(ECHO, "x")
+        assert client.failures == 3
+    finally:
+        await client.close()
+
+
+async def test_an_outage_ends_with_the_first_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = tmp_path_factory.mktemp("r")
+    client = StateClient(StateConfig(timeout_s=1, retry_s=0.05), f"unix://{directory / 'redis.sock'}", "m")
+    try:
+        with pytest.raises(StateUnavailableError):
+            await client.run(ECHO, "x")
+        assert not client.available
+        with EmbeddedServer(max_memory_mb=16, directory=directory):
+            await asyncio.sleep(0.1)
+            assert client.available
+            assert (await client.run(ECHO, "x"))[1] == b"x"
+    finally:
+        await client.close()
+
+
+async def test_a_late_connection_is_kept_for_the_next_call(server: EmbeddedServer) -> None:
+    """No decision may wait as long as a connection takes; the next one must find it open."""
+    client = StateClient(StateConfig(timeout_s=1e-6, retry_s=1e-3), server.url, "m")
+    try:
+        with pytest.raises(StateUnavailableError):
+            await client.run(ECHO, "x")
+        await asyncio.sleep(0.3)
+        assert len(client._redis.connection_pool._available_connections) == 1
+    finally:
+        await client.close()
+
+
+async def test_a_script_that_redis_refuses_is_unavailable(client: StateClient) -> None:
+    with pytest.raises(StateUnavailableError, match="out of memory"):
+        await client.run(Script("return redis.error_reply('OOM command not allowed, out of memory')"))
+
+
+async def test_the_password_comes_from_the_environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    config = StateConfig(url="redis://127.0.0.1:1", password_env="STATE_PASSWORD")
+    with EmbeddedServer(max_memory_mb=16, directory=tmp_path_factory.mktemp("p")) as server:
+        owner = StateClient(StateConfig(), server.url, "m", timeout_s=5)
+        await owner._redis.config_set("requirepass", "secret")
+        await owner.close()
+        with pytest.raises(StateUnavailableError, match="STATE_PASSWORD is not set"):
+            StateClient(config, server.url, "m")
+        for password, right in (("wrong", False), ("secret", True)):
+            monkeypatch.setenv("STATE_PASSWORD", password)
+            client = StateClient(config, server.url, "m", timeout_s=5)
+            try:
+                if right:
+                    assert (await client.run(ECHO, "x"))[1] == b"x"
+                else:
+                    with pytest.raises(StateUnavailableError, match="password"):
+                        await client.run(ECHO, "x")
+            finally:
+                await client.close()
