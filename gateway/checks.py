@@ -6,10 +6,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engines.config import (
     AutoDrafterConfig,
-    DrafterConfig,
     EchoEngineConfig,
     LocalEngineConfig,
     ModelDrafterConfig,
@@ -19,6 +19,9 @@ from engines.errors import ModelLoadError
 from gateway.config import GatewayConfig, ModelConfig
 from gateway.errors import ConfigError
 from gateway.serve_file import ServeFile
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
 _GIB = 2**30
 # What an engine on CPU takes unless told otherwise, at most.
@@ -66,7 +69,7 @@ def _check_model(model: ModelConfig) -> ModelSummary:
     match engine:
         case LocalEngineConfig():
             source, weight_bytes = _check_local(model.name, engine)
-            drafter, draft_bytes = _check_drafter(model.name, engine.drafter)
+            drafter, draft_bytes = _check_drafter(model.name, engine)
             weight_bytes += draft_bytes
         case RemoteEngineConfig():
             source = f"{engine.model} at {engine.base_url}"
@@ -84,30 +87,34 @@ def _check_local(name: str, engine: LocalEngineConfig) -> tuple[str, int]:
         resolve_device(engine.device)
     except ModelLoadError as error:
         raise ConfigError(f"{name}: {error.message}") from error
-    return _check_folder(name, engine.model)
+    return _check_folder(name, engine.model, engine)
 
 
-def _check_drafter(name: str, drafter: DrafterConfig) -> tuple[str, int]:
+def _check_drafter(name: str, engine: LocalEngineConfig) -> tuple[str, int]:
     """The drafter in words, and how large its weights are, in bytes. Vocabularies are compared when it is loaded."""
+    drafter = engine.drafter
     if not isinstance(drafter, AutoDrafterConfig | ModelDrafterConfig) or drafter.model is None:
         return drafter.kind, 0
-    source, weight_bytes = _check_folder(f"{name}: drafter", drafter.model)
+    source, weight_bytes = _check_folder(f"{name}: drafter", drafter.model, engine)
     return f"{drafter.kind} with {source}", weight_bytes
 
 
-def _check_folder(name: str, model: str) -> tuple[str, int]:
-    """Where a model is and how large its weights are, in bytes. A hub id is left to the engine."""
+def _check_folder(name: str, model: str, engine: LocalEngineConfig) -> tuple[str, int]:
+    """Where a model is and how large its weights are, in bytes, as `engine` quantizes them. A hub id is left to it."""
     from transformers import AutoConfig
 
     from engines.loading import check_servable, resolve_source  # torch takes seconds to import
 
     try:
         folder = Path(resolve_source(model))
+        if folder.is_file():  # GGUF, which holds everything
+            return str(folder), folder.stat().st_size
         if not folder.is_dir():
             return model, 0
         if not (folder / "config.json").is_file():
             raise ModelLoadError(f"{folder} has no config.json.")
-        check_servable(AutoConfig.from_pretrained(folder))
+        hf_config = AutoConfig.from_pretrained(folder)
+        check_servable(hf_config)
     except ModelLoadError as error:
         raise ConfigError(f"{name}: {error.message}") from error
     except (OSError, ValueError) as error:
@@ -117,7 +124,20 @@ def _check_folder(name: str, model: str) -> tuple[str, int]:
         raise ConfigError(f"{name}: {folder} has no weights (*.safetensors).")
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         raise ConfigError(f"{name}: {folder} has no tokenizer (tokenizer.json).")
-    return str(folder), weight_bytes
+    return str(folder), _quantized_bytes(hf_config, engine) or weight_bytes
+
+
+def _quantized_bytes(hf_config: PretrainedConfig, engine: LocalEngineConfig) -> int | None:
+    """Planned bytes of a model that is quantized at load; None for others, which take what their files do."""
+    import torch
+
+    from engines.checkpoint_formats import quantization_method
+    from engines.quant.memory import planned_bytes
+
+    if engine.quantization == "none" or quantization_method(hf_config) is not None:
+        return None
+    dtype = None if engine.dtype == "auto" else getattr(torch, engine.dtype)
+    return planned_bytes(hf_config, engine.quantization, dtype=dtype)
 
 
 def _check_memory(config: GatewayConfig, summaries: Sequence[ModelSummary]) -> None:
