@@ -12,6 +12,9 @@ import typer
 from rich.console import Console
 
 from gateway.errors import ConfigError, DeployError
+from gateway.precision_command import precision
+from gateway.quantize_command import quantize
+from gateway.router_commands import evaluate, train
 from gateway.serve_file import load_serve_file
 
 app = typer.Typer(
@@ -97,6 +100,12 @@ def chat(
             Terminal(conversation, _console).run(system)
     except ChatError as error:
         _fail(error.message)
+
+
+app.command()(precision)
+app.command()(train)
+app.command()(evaluate)
+app.command()(quantize)
 
 
 def main() -> None:

@@ -1,1 +1,1 @@
-"""The learned complexity router: records, features, classifier, training. A leaf; nothing of it is built yet."""
+"""The learned complexity router: which model is good enough for a request. A leaf: no HTTP, no torch."""

@@ -1,0 +1,158 @@
+"""What routers learn from and are measured on: prompts, and how good some models' answers to them were."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from router_models.errors import DataError
+from router_models.metrics import Pair
+from router_models.prompt import Prompt
+
+Rows = NDArray[np.intp]
+
+# Some tasks' metrics leave the range by a little, a translation score below 0 for example; those are clipped.
+_SLACK = 0.05
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Group:
+    """One source of prompts with the models that answered them.
+
+    `results` float64 [num_prompts, num_models] in [0, 1], NaN where a model did not answer. `subset` names a domain
+    inside the source, "" where none is known.
+    """
+
+    source: str
+    ids: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    subset: NDArray[np.str_]
+    models: tuple[str, ...]
+    results: NDArray[np.float64]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Rows) -> Group:
+        """The given prompts only."""
+        ids, prompts = tuple(self.ids[i] for i in rows), tuple(self.prompts[i] for i in rows)
+        return Group(self.source, ids, prompts, self.subset[rows], self.models, self.results[rows])
+
+    def of(self, model: str) -> NDArray[np.float64]:
+        """One model's results, float64 [num_prompts]; raises DataError naming the models there are."""
+        if model not in self.models:
+            raise DataError(f"{self.source} has no model {model!r}; it has {', '.join(self.models)}")
+        return self.results[:, self.models.index(model)]
+
+    def rows_with(self, *models: str) -> Rows:
+        """Prompts that all given models answered; raises DataError if there are none."""
+        known = np.all([np.isfinite(self.of(model)) for model in models], axis=0)
+        if not known.any():
+            raise DataError(f"{self.source} has no prompt that {' and '.join(models)} answered")
+        return np.flatnonzero(known)
+
+    def pair(self, strong: str, weak: str) -> Pair:
+        """Results of two models; both must have answered all prompts of this group."""
+        return Pair(self.of(strong), self.of(weak))
+
+
+def find(groups: Iterable[Group], source: str) -> Group:
+    """The group of that source; raises DataError naming those there are."""
+    by_name = {group.source: group for group in groups}
+    if source not in by_name:
+        raise DataError(f"no source {source!r}; there are {', '.join(sorted(by_name))}")
+    return by_name[source]
+
+
+def read_tables(folder: Path) -> list[Group]:
+    """Groups of a folder with `prompts.parquet` and `outcomes.parquet`, joined on `prompt_id`.
+
+    prompts: prompt_id, source, prompt, and where there are such subset and contaminated (left out). outcomes:
+    prompt_id, model, score in [0, 1]. Raises DataError where a file or column is missing or a score is out of range.
+    """
+    prompts = _columns(folder / "prompts.parquet", ("prompt_id", "source", "prompt"), ("subset", "contaminated"))
+    outcomes = _columns(folder / "outcomes.parquet", ("prompt_id", "model", "score"), ())
+    keep = [i for i, is_dropped in enumerate(prompts["contaminated"]) if not is_dropped]
+    results = _by_prompt(outcomes)
+    groups = [
+        group_of(
+            source,
+            [(prompts["prompt_id"][i], Prompt.from_text(prompts["prompt"][i]), prompts["subset"][i]) for i in rows],
+            results,
+        )
+        for source, rows in _split(prompts["source"], keep).items()
+    ]
+    return [group for group in groups if group.models]
+
+
+def group_of(
+    source: str, prompts: Sequence[tuple[str, Prompt, str | None]], results: dict[str, dict[str, float]]
+) -> Group:
+    """A group of (id, prompt, subset) with results by prompt id and model."""
+    models = sorted({model for prompt_id, _, _ in prompts for model in results.get(prompt_id, ())})
+    table = np.full((len(prompts), len(models)), np.nan)
+    column = {model: i for i, model in enumerate(models)}
+    for row, (prompt_id, _, _) in enumerate(prompts):
+        for model, score in results.get(prompt_id, {}).items():
+            table[row, column[model]] = score
+    if np.nanmin(table, initial=0.0) < -_SLACK or np.nanmax(table, initial=1.0) > 1 + _SLACK:
+        raise DataError(f"{source}: scores are to be between 0 and 1")
+    table = np.clip(table, 0.0, 1.0)
+    ids, texts = tuple(p[0] for p in prompts), tuple(p[1] for p in prompts)
+    return Group(source, ids, texts, np.array([p[2] or "" for p in prompts], dtype=np.str_), tuple(models), table)
+
+
+def data_hash(groups: Iterable[Group]) -> str:
+    """A digest of sources, prompts and results; equal data in another order of groups has an equal digest."""
+    return hashlib.sha256("".join(sorted(map(_group_hash, groups))).encode()).hexdigest()
+
+
+def prompt_digests(prompts: Iterable[Prompt]) -> NDArray[np.uint32]:
+    """Sorted, distinct 32-bit digests of the prompts' texts: to notice prompts that an artifact has seen."""
+    words = [int.from_bytes(hashlib.sha256(p.text.encode(errors="replace")).digest()[:4], "little") for p in prompts]
+    return np.unique(np.array(words, dtype=np.uint32))
+
+
+def _group_hash(group: Group) -> str:
+    digest = hashlib.sha256(repr((group.source, group.models)).encode())
+    for row in sorted(range(len(group)), key=group.ids.__getitem__):
+        digest.update(repr((group.ids[row], group.prompts[row])).encode(errors="replace"))
+        digest.update(group.results[row].tobytes())
+    return digest.hexdigest()
+
+
+def _columns(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, list[Any]]:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{path}: {error}") from error
+    missing = [name for name in needed if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}")
+    found = {name: table.column(name).to_pylist() for name in needed}
+    for name in optional:
+        found[name] = table.column(name).to_pylist() if name in table.column_names else [None] * table.num_rows
+    return found
+
+
+def _split(sources: Sequence[Any], rows: Iterable[int]) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        found.setdefault(str(sources[row]), []).append(row)
+    return found
+
+
+def _by_prompt(outcomes: dict[str, list[Any]]) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = {}
+    for prompt_id, model, score in zip(outcomes["prompt_id"], outcomes["model"], outcomes["score"], strict=True):
+        if score is not None:
+            found.setdefault(prompt_id, {})[model] = float(score)
+    return found

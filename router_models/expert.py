@@ -1,0 +1,90 @@
+"""One source's difficulty model: three views of a prompt, mixed into a few difficulties, and models' abilities there.
+
+The views of each factor: a linear model of hashed n-grams; trees over structure and over what all sources' models say
+of the prompt; a linear model of the latter alone. What the others say is most of what is known about subjects that the
+source itself has never seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from router_models.ability import Ability
+from router_models.novelty import Novelty
+from router_models.trees import Forest
+
+Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
+
+VIEWS = ("text", "trees", "transfer")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Linear:
+    """inputs @ `weights` + `bias`; float32 [num_inputs, num_factors] and [num_factors]."""
+
+    weights: Floats
+    bias: Floats
+
+    def predict(self, inputs: Floats) -> Floats:
+        return inputs @ self.weights + self.bias
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Mix:
+    """difficulty = sum over views of `weights` [3, num_factors] x view, plus `shift` [num_factors]; float64."""
+
+    weights: Array
+    shift: Array
+
+    def of(self, views: Array) -> Array:
+        """Float64 [num_prompts, num_factors] of views [3, num_prompts, num_factors]."""
+        return np.asarray(np.einsum("vnk,vk->nk", views, self.weights) + self.shift)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Expert:
+    """What was learnt from one source. `num_rows` prompts; `signals` is how many inputs from other models it reads.
+
+    `reference` float32 [num_reference, num_factors]: held-out difficulties, a sample of what is usual. `log_chars`:
+    mean and standard deviation of the logarithm of prompts' lengths.
+    """
+
+    source: str
+    num_rows: int
+    sketch: Forest
+    trees: Forest
+    transfer: Linear
+    mix: Mix
+    abilities: dict[str, Ability]
+    novelty: Novelty
+    reference: Floats
+    log_chars: tuple[float, float]
+
+    @property
+    def num_factors(self) -> int:
+        return self.sketch.num_outputs
+
+    @property
+    def num_signals(self) -> int:
+        return len(self.transfer.weights)
+
+    def difficulty(self, structure: Floats, signals: Floats, text: Floats) -> Array:
+        """Float64 [num_prompts, num_factors]; `text` is this expert's own view of the words, of the same shape."""
+        read = signals[:, : self.num_signals]
+        trees = self.trees.predict(np.concatenate([structure, read], axis=1))
+        return self.mix.of(np.stack([text, trees, self.transfer.predict(read)]).astype(np.float64))
+
+    def usual_gap(self, strong: Ability, weak: Ability) -> tuple[float, float]:
+        """Mean and standard deviation of P(strong right) - P(weak right) over usual prompts."""
+        difficulty = self.reference.astype(np.float64)
+        gap = strong.prob_right(difficulty) - weak.prob_right(difficulty)
+        return float(gap.mean()), float(gap.std())
+
+    def skill(self, model: str) -> float:
+        """P(right) of a model on a prompt of mean difficulty."""
+        return float(expit(self.abilities[model].intercept))

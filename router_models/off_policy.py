@@ -1,0 +1,110 @@
+"""What another policy would have earned, from a log of what one policy did.
+
+Each logged row has the action taken, the probability with which it was taken, and its result. A new policy is a
+probability for each action. Inverse propensity scoring (IPS) weighs results by new over old probability; the doubly
+robust estimate (arXiv 1103.4601) adds a model of the results, and is right if either model or propensities are.
+Without exploration neither can say anything about actions the log never takes, and both refuse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_models.errors import DataError
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean with its interval. `effective_rows` are the equally weighted rows that would say as much."""
+
+    value: float
+    low: float
+    high: float
+    effective_rows: float
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """Rows of a log. `action` int [num_rows], `propensity` of it, `result` of it: float64 [num_rows]."""
+
+    action: NDArray[np.intp]
+    propensity: Array
+    result: Array
+
+    def __post_init__(self) -> None:
+        if not len(self.action):
+            raise DataError("the log has no rows to estimate from")
+        if not np.all((self.propensity > 0) & (self.propensity <= 1)):
+            raise DataError("every propensity is to be above 0 and at most 1")
+
+
+def ips(log: Logged, target: Array, confidence: float = 0.9) -> Estimate:
+    """Mean result under `target`, probabilities float64 [num_rows, num_actions]; self-normalised.
+
+    Raises DataError where the target takes actions that the log nowhere took.
+    """
+    weights = _weights(log, target)
+    mean = float(weights @ log.result / weights.sum())
+    influence = weights * (log.result - mean) / weights.mean()
+    return _estimate(mean, influence, weights, confidence)
+
+
+def doubly_robust(log: Logged, target: Array, predicted: Array, confidence: float = 0.9) -> Estimate:
+    """Mean result under `target` with `predicted` results, both float64 [num_rows, num_actions].
+
+    `predicted` must not have been fitted on the same rows (cross-fitting: arXiv 1608.00060).
+    """
+    weights = _weights(log, target)
+    rows = np.arange(len(log.action))
+    modelled = np.asarray(np.sum(target * predicted, axis=1))
+    terms = modelled + weights * (log.result - predicted[rows, log.action])
+    mean = float(terms.mean())
+    return _estimate(mean, terms - mean, weights, confidence)
+
+
+def predict_results(log: Logged, features: Array, num_actions: int, num_folds: int = 5, seed: int = 0) -> Array:
+    """Cross-fitted results of every action on every row: float64 [num_rows, num_actions], ridge on `features`.
+
+    An action's model sees the rows where the log took it; with fewer than ten of them it is their mean.
+    """
+    fold = np.random.default_rng(seed).permutation(len(log.action)) % num_folds
+    inputs = np.column_stack([np.ones(len(features)), _standardised(features)])
+    predicted = np.zeros((len(log.action), num_actions))
+    for held_out in range(num_folds):
+        for action in range(num_actions):
+            rows = np.flatnonzero((fold != held_out) & (log.action == action))
+            predicted[fold == held_out, action] = inputs[fold == held_out] @ _ridge(inputs[rows], log.result[rows])
+    return predicted
+
+
+def _ridge(inputs: Array, results: Array, strength: float = 10.0) -> Array:
+    if len(results) < 10:
+        constant = np.zeros(inputs.shape[1])
+        constant[0] = results.mean() if len(results) else 0.5
+        return constant
+    penalty = np.diag([0.0] + [strength] * (inputs.shape[1] - 1))
+    return np.asarray(np.linalg.solve(inputs.T @ inputs + penalty, inputs.T @ results), dtype=np.float64)
+
+
+def _standardised(features: Array) -> Array:
+    return np.asarray((features - features.mean(axis=0)) / np.maximum(features.std(axis=0), 1e-9))
+
+
+def _weights(log: Logged, target: Array) -> Array:
+    unseen = np.setdiff1d(np.flatnonzero(target.sum(axis=0) > 0), np.unique(log.action))
+    if len(unseen):
+        raise DataError(f"the log never takes action {int(unseen[0])}, so nothing is known about it")
+    return np.asarray(target[np.arange(len(log.action)), log.action] / log.propensity, dtype=np.float64)
+
+
+def _estimate(mean: float, influence: Array, weights: Array, confidence: float) -> Estimate:
+    rows = len(influence)
+    error = float(np.sqrt(influence @ influence / max(rows - 1, 1) / rows))
+    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
+    return Estimate(mean, mean - half, mean + half, float(weights.sum() ** 2 / max(weights @ weights, 1e-12)))

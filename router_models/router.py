@@ -1,0 +1,191 @@
+"""The trained router in memory: prompts in, calibrated probabilities of a right answer out, for any known models.
+
+Experts are fitted in layers. Every expert first makes a quick sketch of a prompt (a linear model of its words, trees
+over its structure); the sketches of all experts are signals that each expert reads for its final difficulties. A
+router trained on top of another one has a second layer that also reads the first one's final difficulties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_models.ability import Ability, typical
+from router_models.errors import UnknownModelError
+from router_models.expert import Expert
+from router_models.features import Features, extract
+from router_models.prompt import Prompt
+from router_models.structure import FEATURE_NAMES
+from router_models.text import weigh, weigh_one
+
+Array = NDArray[np.float64]
+Floats = NDArray[np.float32]
+
+# A prompt unlike 99 % of what its expert was fitted and measured on: no calibration is known there.
+NOVEL = 0.99
+_GUARD_FROM = 0.9
+_GUARD_MOST = 0.5
+_LOG_CHARS = FEATURE_NAMES.index("log_chars")
+_STRONG_SHARE, _WEAK_SHARE = 1 / 3, 1 / 3
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class TextWeights:
+    """All experts' linear models of words: int8 [NUM_COLUMNS, num_factors] times `scale` plus `bias`, float32 each."""
+
+    weights: NDArray[np.int8]
+    scale: Floats
+    bias: Floats
+    idf: Floats
+
+    def predict(self, features: Features) -> Floats:
+        """Float32 [num_prompts, num_factors]."""
+        if len(features) == 1:
+            row = features.counts
+            values = weigh_one(row.indices, row.data.copy(), self.idf)
+            found = values @ self.weights[row.indices] * self.scale + self.bias
+            return np.asarray(found[None, :], dtype=np.float32)
+        dense = weigh(features.counts, self.idf) @ self.weights.astype(np.float32)
+        return np.asarray(dense * self.scale + self.bias, dtype=np.float32)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Candidate:
+    """A model's ability and the expert that it belongs to. `source` "" means that several experts stand in."""
+
+    expert: int
+    ability: Ability
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Predictions:
+    """What the router says of prompts, for models in the order they were asked for.
+
+    `prob_right` float64 [num_prompts, num_models]; `novelty` float64 [num_prompts], 1 where unlike all training data.
+    """
+
+    prob_right: Array
+    novelty: Array
+    need: Array
+
+    @property
+    def abstains(self) -> NDArray[np.bool_]:
+        """Where the router should not be followed: bool [num_prompts]."""
+        return self.novelty > NOVEL
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Router:
+    """Layers of experts, over one matrix of text weights whose columns follow the experts' factors."""
+
+    layers: tuple[tuple[Expert, ...], ...]
+    text: TextWeights
+    seen: NDArray[np.uint32]
+
+    @property
+    def experts(self) -> tuple[Expert, ...]:
+        return tuple(expert for layer in self.layers for expert in layer)
+
+    def signals(self, features: Features) -> Floats:
+        """Everything that a further layer may read: float32 [num_prompts, num_signals]."""
+        return self._read(features, len(self.layers))[0]
+
+    def candidates(self, models: Sequence[str], source: str | None = None) -> list[list[Candidate]]:
+        """For each expert that knows all these models, their abilities; `source` first, and alone if it is one.
+
+        Names match without organisation, case and spelling of version dots. Raises UnknownModelError.
+        """
+        found = {}
+        for i, expert in enumerate(self.experts):
+            names = {canonical_name(name): name for name in expert.abilities}
+            if all(canonical_name(model) in names for model in models):
+                found[i] = [Candidate(i, expert.abilities[names[canonical_name(model)]]) for model in models]
+        own = [candidates for i, candidates in found.items() if self.experts[i].source == source]
+        if not found:
+            raise UnknownModelError(f"no source of this artifact knows {' and '.join(models)} together")
+        return own[-1:] or list(found.values())
+
+    def stand_ins(self) -> list[list[Candidate]]:
+        """A typical strong and a typical weak model of every expert, for models that nobody knows."""
+        found = []
+        for i, expert in enumerate(self.experts):
+            ranked = sorted(expert.abilities, key=expert.skill)
+            abilities = [expert.abilities[name] for name in ranked]
+            strong = abilities[-max(1, round(len(ranked) * _STRONG_SHARE)) :]
+            weak = abilities[: max(1, round(len(ranked) * _WEAK_SHARE))]
+            if len(ranked) > 1:
+                found.append([Candidate(i, typical(strong)), Candidate(i, typical(weak))])
+        return found
+
+    def predict(self, prompts: Sequence[Prompt] | Features, choices: Sequence[Sequence[Candidate]]) -> Predictions:
+        """Probabilities for the models of `choices`: the same models at each of some experts, averaged.
+
+        `need` compares the first model with the last: how much better it is expected to be.
+        """
+        features = prompts if isinstance(prompts, Features) else extract(prompts)
+        signals, text = self._read(features, len(self.layers) - 1, self._layer_of(choices))
+        answers = [self._ask(features, signals, text, models) for models in choices]
+        return Predictions(
+            prob_right=np.mean([answer.prob_right for answer in answers], axis=0),
+            novelty=np.min([answer.novelty for answer in answers], axis=0),
+            need=np.mean([answer.need for answer in answers], axis=0),
+        )
+
+    def _layer_of(self, choices: Sequence[Sequence[Candidate]]) -> int:
+        ends = np.cumsum([len(layer) for layer in self.layers])
+        deepest = max(models[0].expert for models in choices)
+        return int(np.searchsorted(ends, deepest, side="right"))
+
+    def _ask(self, features: Features, signals: Floats, text: Floats, models: Sequence[Candidate]) -> Predictions:
+        expert = self.experts[models[0].expert]
+        difficulty = expert.difficulty(features.structure, signals, text[:, self._columns(models[0].expert)])
+        prob_right = np.column_stack([model.ability.prob_right(difficulty) for model in models])
+        novelty = expert.novelty.of(features)
+        gap = prob_right[:, 0] - prob_right[:, -1]
+        usual = expert.usual_gap(models[0].ability, models[-1].ability)
+        return Predictions(prob_right, novelty, _guarded(gap, usual, novelty, self._length(features, expert)))
+
+    def _length(self, features: Features, expert: Expert) -> Array:
+        mean, spread = expert.log_chars
+        return np.asarray((features.structure[:, _LOG_CHARS] - mean) / spread, dtype=np.float64)
+
+    def _columns(self, index: int) -> slice:
+        start = sum(expert.num_factors for expert in self.experts[:index])
+        return slice(start, start + self.experts[index].num_factors)
+
+    def _read(self, features: Features, full_layers: int, last: int | None = None) -> tuple[Floats, Floats]:
+        """Signals of the layers up to `last`, the first `full_layers` with final difficulties; and the text views."""
+        text = self.text.predict(features)
+        signals = np.zeros((len(features), 0), np.float32)
+        index = 0
+        for number, layer in enumerate(self.layers):
+            if last is not None and number > last:
+                break
+            places = range(index, index + len(layer))
+            views = [text[:, self._columns(i)] for i in places]
+            sketches = [expert.sketch.predict(features.structure) for expert in layer]
+            parts = [part for pair in zip(views, sketches, strict=True) for part in pair]
+            signals = np.concatenate([signals, *parts], axis=1)
+            if number < full_layers and (last is None or number < last):
+                final = [e.difficulty(features.structure, signals, v) for e, v in zip(layer, views, strict=True)]
+                signals = np.concatenate([signals, *final], axis=1).astype(np.float32)
+            index += len(layer)
+        return signals, text
+
+
+def canonical_name(model: str) -> str:
+    """A model's name without organisation, case and "meta-", with versions spelt by dots."""
+    return model.rsplit("/", 1)[-1].lower().replace("_", ".").removeprefix("meta-")
+
+
+def _guarded(gap: Array, usual: tuple[float, float], novelty: Array, length: Array) -> Array:
+    """The gap, leaning towards prompt length where the prompt is unlike what was learnt.
+
+    Length is the one thing that is known to order prompts of any domain a little better than chance.
+    """
+    lean = _GUARD_MOST * np.clip((novelty - _GUARD_FROM) / (1 - _GUARD_FROM), 0, 1)
+    mean, spread = usual
+    return (1 - lean) * gap + lean * (mean + spread * np.clip(length, -3, 3))

@@ -1,0 +1,92 @@
+"""From tables or logs to a router: everything that `outrider train` does, apart from files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router_models.data import Group, prompt_digests
+from router_models.errors import DataError
+from router_models.features import Features, extract, stack
+from router_models.fit import Progress, fit_layer, sources
+from router_models.router import Router, TextWeights
+from router_models.text import inverse_document_frequency
+
+Floats = NDArray[np.float32]
+
+MIN_LABELS = 30
+_MAX_SEEN_SHARE = 0.02
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Trained:
+    """A router, the groups it was trained on, and its held-out difficulties of their prompts, in the same order."""
+
+    router: Router
+    groups: tuple[Group, ...]
+    held_out: tuple[NDArray[np.float64], ...]
+    used_base: bool
+
+
+def silent(stage: str, done: int, total: int) -> None:
+    """Progress for nobody."""
+
+
+def train(
+    groups: Sequence[Group],
+    base: Router | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+    features: Sequence[Features] | None = None,
+) -> Trained:
+    """A router for all models of all groups, on top of `base` if there is one.
+
+    A base that has seen these prompts would recite their answers in place of predicting them, so it is left out then;
+    the result says which. `features` of the groups' prompts, where they are known already. Raises DataError where a
+    source has fewer than MIN_LABELS prompts.
+    """
+    _check(groups)
+    progress("features", 0, 1)
+    found = features or [extract(group.prompts) for group in groups]
+    digests = np.unique(np.concatenate([prompt_digests(group.prompts) for group in groups]))
+    if base is not None and np.isin(digests, base.seen).mean() > _MAX_SEEN_SHARE:
+        base = None
+    signals = [_signals(base, part) for part in found]
+    idf = base.text.idf if base else _stored(inverse_document_frequency(stack(found).counts))
+    fitted = fit_layer(sources(groups, found, idf, signals), seed, progress)
+    text = _quantized(fitted.text.weights, fitted.text.bias, idf)
+    if base is None:
+        router = Router((fitted.experts,), text, digests)
+    else:
+        router = Router((*base.layers, fitted.experts), _beside(base.text, text), np.union1d(base.seen, digests))
+    return Trained(router, tuple(groups), fitted.held_out, base is not None)
+
+
+def _check(groups: Sequence[Group]) -> None:
+    if not groups:
+        raise DataError("there is nothing to train on")
+    for group in groups:
+        if len(group) < MIN_LABELS:
+            raise DataError(f"{group.source} has {len(group)} labelled prompts; {MIN_LABELS} are needed")
+
+
+def _signals(base: Router | None, features: Features) -> Floats:
+    return base.signals(features) if base else np.zeros((len(features), 0), np.float32)
+
+
+def _stored(idf: Floats) -> Floats:
+    # Rounded as the artifact stores it, so that what is fitted is what serves.
+    return idf.astype(np.float16).astype(np.float32)
+
+
+def _quantized(weights: Floats, bias: Floats, idf: Floats) -> TextWeights:
+    scale = np.maximum(np.abs(weights).max(axis=0), 1e-12) / 127
+    return TextWeights(np.round(weights / scale).astype(np.int8), scale.astype(np.float32), bias, idf)
+
+
+def _beside(base: TextWeights, new: TextWeights) -> TextWeights:
+    weights = np.concatenate([base.weights, new.weights], axis=1)
+    return TextWeights(weights, np.append(base.scale, new.scale), np.append(base.bias, new.bias), base.idf)

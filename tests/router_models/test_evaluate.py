@@ -1,0 +1,115 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from router_models import baselines
+from router_models.evaluate import Evaluation, evaluate
+from router_models.features import extract
+from router_models.held_out import evaluate_held_out
+from router_models.metrics import apgr_exact
+from router_models.report import Report, as_html, write
+from router_models.train import Trained
+from tests.router_models.tables import world
+
+_PAIR = ("acme/Strong-1_5", "weak")
+
+
+@pytest.fixture(scope="module")
+def evaluation(trained: Trained) -> Evaluation:
+    return evaluate(trained.router, world(800, seed=9), *_PAIR)
+
+
+def test_every_baseline_is_in_the_table(evaluation: Evaluation) -> None:
+    names = {"always_weak", "always_strong", "random", "length", "tfidf_logistic", "subset_mean", "shuffled_labels"}
+    assert set(evaluation.baselines) == names | {"oracle"}
+    figures = {name: ranking.apgr_exact for name, ranking in evaluation.baselines.items() if ranking}
+    assert figures["random"] == pytest.approx(0.5, abs=0.04)
+    assert figures["shuffled_labels"] == pytest.approx(0.5, abs=0.06)
+    assert figures["subset_mean"] > 0.64  # type: ignore[operator]
+    assert figures["oracle"] > figures["subset_mean"] + 0.1  # type: ignore[operator]
+    assert figures["always_weak"] is None
+
+
+def test_a_router_that_learnt_beats_its_baselines_and_is_recommended(evaluation: Evaluation) -> None:
+    assert evaluation.is_recommended
+    assert evaluation.router.apgr_exact > 0.64  # type: ignore[operator]
+    assert evaluation.margin > 3 * evaluation.margin_stderr  # type: ignore[operator]
+    assert evaluation.n == 800
+
+
+def test_turning_the_models_round_is_not_recommended(trained: Trained) -> None:
+    found = evaluate(trained.router, world(400, seed=9), *reversed(_PAIR))
+    assert not found.is_recommended
+    assert "no better" in found.refusals[0]
+
+
+def test_a_router_of_noise_is_not_recommended(trained: Trained) -> None:
+    group = world(600, seed=9)
+    group.results[:] = np.random.default_rng(0).permutation(group.results)
+    found = evaluate(trained.router, group, *_PAIR)
+    assert abs(found.router.apgr_exact - 0.5) < 0.1  # type: ignore[operator]
+    assert found.calibration.ece > 0.15
+
+
+def test_unknown_models_are_stood_in_for_and_it_is_said(trained: Trained) -> None:
+    group = world(300, seed=9)
+    renamed = type(group)("world", group.ids, group.prompts, group.subset, ("big", "m", "t", "small"), group.results)
+    assert evaluate(trained.router, renamed, "big", "small").ability == "typical"
+
+
+def test_the_document_is_strict_json(evaluation: Evaluation) -> None:
+    document = json.loads(json.dumps(evaluation.document(), allow_nan=False))
+    assert {"n", "strong", "weak", "router", "baselines"} <= set(document)
+    assert {"apgr", "apgr_exact", "apgr_stderr", "cpt50", "cpt80", "ece"} <= set(document["router"])
+
+
+def test_the_training_report_is_of_held_out_prompts(trained: Trained) -> None:
+    found = evaluate_held_out(trained, *_PAIR)
+    assert [e.source for e in found] == ["world", "other"]
+    new = evaluate(trained.router, world(1500, seed=9), *_PAIR).router.apgr_exact
+    assert found[0].router.apgr_exact == pytest.approx(new, abs=0.08)
+    assert evaluate_held_out(trained, "nobody", "weak") == []
+
+
+def test_the_report_is_written_and_escapes_what_it_shows(evaluation: Evaluation, tmp_path: Path) -> None:
+    report = Report("abc", 1, "f" * 64, "<script>alert(1)</script>", [evaluation])
+    write(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>" not in page
+    assert page.count("<svg") == 2
+    assert "topology" in page
+    assert json.loads((tmp_path / "report.json").read_text())["is_recommended"] is True
+    assert as_html(report) == page
+
+
+def test_an_empty_report_recommends_nothing() -> None:
+    assert Report("abc", 1, "f", "", []).document()["is_recommended"] is False
+
+
+def test_baselines_with_labels_do_not_see_the_label_they_predict() -> None:
+    group = world(200, seed=9)
+    pair, features = group.pair(*_PAIR), extract(group.prompts)
+    before = baselines.tfidf_logistic(features, pair)
+    pair.strong[11] = 1 - pair.strong[11]
+    after = baselines.tfidf_logistic(features, pair)
+    assert before is not None
+    assert after is not None
+    assert before[11] == after[11]
+    assert not (before == after).all()
+
+
+def test_baselines_say_when_they_cannot_be_made() -> None:
+    group = world(60, seed=9)
+    pair, features = group.pair(*_PAIR), extract(group.prompts)
+    assert baselines.subset_mean(np.full(60, "one"), pair) is None
+    assert baselines.tfidf_logistic(features.take(np.arange(20)), pair.take(np.arange(20))) is None
+
+
+def test_length_is_the_length() -> None:
+    group = world(60, seed=9)
+    order = np.argsort(baselines.length(extract(group.prompts)))
+    sizes = [len(group.prompts[i].text) for i in order]
+    assert sizes == sorted(sizes)
+    assert apgr_exact(baselines.random_scores(60, 0), group.pair(*_PAIR)) == pytest.approx(0.5, abs=0.2)

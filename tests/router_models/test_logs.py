@@ -1,0 +1,89 @@
+import gzip
+from pathlib import Path
+
+import pytest
+
+from router_models.errors import DataError
+from router_models.logs import as_groups, read, read_log
+from router_models.records import (
+    LoggedPrompt,
+    LoggedTurn,
+    LoggedUse,
+    OutcomeRecord,
+    PreferenceRecord,
+    RequestRecord,
+)
+
+
+def _request(number: int, text: str | None = "how are you?", **fields: object) -> RequestRecord:
+    prompt = None if text is None else LoggedPrompt(kind="full", turns=(LoggedTurn(role="user", text=text),))
+    use = LoggedUse(model="small", input_tokens=5, output_tokens=9)
+    return RequestRecord(request_id=str(number), time=number, prompt=prompt, use=use, **fields)  # type: ignore[arg-type]
+
+
+def _outcome(number: int, score: float, time: float = 100, model: str | None = None) -> OutcomeRecord:
+    return OutcomeRecord(request_id=str(number), time=time, label="feedback", score=score, model=model)
+
+
+def _write(path: Path, *records: RequestRecord | OutcomeRecord | PreferenceRecord) -> Path:
+    lines = "".join(record.model_dump_json() + "\n" for record in records)
+    path.write_bytes(gzip.compress(lines.encode()) if path.suffix == ".gz" else lines.encode())
+    return path
+
+
+def test_feedback_finds_its_request_in_another_file(tmp_path: Path) -> None:
+    _write(tmp_path / "1.jsonl.gz", _request(1, max_tokens=50), _request(2))
+    _write(tmp_path / "2.jsonl", _outcome(1, 1.0), _outcome(2, 0.0), _outcome(2, 1.0, model="large"))
+    group = read(tmp_path)[0]
+    assert group.models == ("large", "small")
+    assert group.of("small").tolist() == [1.0, 0.0]
+    assert group.of("large")[1] == 1.0
+    assert group.prompts[0].max_tokens == 50
+
+
+def test_the_later_of_two_outcomes_counts(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", _outcome(1, 0.0, time=9), _outcome(1, 1.0, time=3), _request(1))
+    assert read(path)[0].of("small").tolist() == [0.0]
+
+
+def test_preferences_become_a_gap_and_ties_none(tmp_path: Path) -> None:
+    def preference(number: int, preferred: str) -> PreferenceRecord:
+        return PreferenceRecord(request_id=str(number), time=1, first="a", second="b", preferred=preferred)  # type: ignore[arg-type]
+
+    requests = [_request(i) for i in range(3)]
+    path = _write(tmp_path / "a.jsonl", *requests, *map(preference, range(3), ("first", "second", "tie")))
+    group = read(path)[0]
+    assert (group.of("a") - group.of("b")).tolist() == [1.0, -1.0, 0.0]
+
+
+def test_what_cannot_be_learnt_from_is_counted(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", _request(1), _request(2, text=None), _outcome(2, 1.0), _outcome(9, 1.0))
+    log = read_log(path)
+    assert as_groups(log) == []
+    summary = log.summary
+    assert (summary.requests, summary.without_text, summary.without_outcome, summary.orphans) == (2, 1, 1, 1)
+    with pytest.raises(DataError, match="both its text and an outcome"):
+        read(path)
+
+
+def test_sources_are_groups_of_their_own(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", _request(1, source="chat"), _request(2), _outcome(1, 1), _outcome(2, 0))
+    assert {group.source for group in read(path)} == {"chat", "log"}
+
+
+def test_bad_lines_are_named(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.jsonl", _request(1))
+    path.write_text(path.read_text() + '{"kind": "request", "secret": 1}\n')
+    with pytest.raises(DataError, match="line 2"):
+        read(path)
+    path.write_text("not json")
+    with pytest.raises(DataError, match="line 1"):
+        read(path)
+    (tmp_path / "b.jsonl.gz").write_bytes(b"not gzip")
+    with pytest.raises(DataError, match=r"b\.jsonl\.gz"):
+        read(tmp_path / "b.jsonl.gz")
+
+
+def test_a_folder_without_logs_says_what_was_expected(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"prompts\.parquet"):
+        read(tmp_path)

@@ -1,0 +1,133 @@
+import numpy as np
+import pytest
+
+from router_models.data import Group
+from router_models.errors import DataError, UnknownModelError
+from router_models.features import extract
+from router_models.metrics import apgr_exact, expected_calibration_error
+from router_models.prompt import Prompt
+from router_models.router import Router, canonical_name
+from router_models.train import Trained, train
+from tests.router_models.tables import world
+
+_PAIR = ("acme/Strong-1_5", "weak")
+
+
+def _apgr(router: Router, group: Group, pair: tuple[str, str] = _PAIR) -> float:
+    found = router.predict(group.prompts, router.candidates(pair, group.source))
+    return apgr_exact(found.need, group.pair(*pair))
+
+
+def test_a_router_orders_new_prompts_by_what_it_learnt(trained: Trained) -> None:
+    assert _apgr(trained.router, world(1500, seed=9)) > 0.64
+    assert _apgr(trained.router, world(1500, seed=9, source="other")) > 0.64
+
+
+def test_probabilities_are_calibrated_on_new_prompts(trained: Trained) -> None:
+    group = world(3000, seed=9)
+    found = trained.router.predict(group.prompts, trained.router.candidates(group.models, "world"))
+    for i, model in enumerate(group.models):
+        # Five hundred labels of nearly certain results; thousands of noisy ones, as the shipped router has, get half.
+        assert expected_calibration_error(found.prob_right[:, i], group.of(model)) < 0.1, model
+
+
+def test_one_prompt_is_scored_as_in_a_batch(trained: Trained) -> None:
+    group, router = world(5, seed=9), trained.router
+    choices = router.candidates(_PAIR, "world")
+    batch = router.predict(group.prompts, choices)
+    for i, prompt in enumerate(group.prompts):
+        single = router.predict([prompt], choices)
+        np.testing.assert_allclose(single.prob_right[0], batch.prob_right[i], rtol=1e-4)
+        assert single.novelty[0] == pytest.approx(batch.novelty[i], abs=0.011)
+
+
+def test_equal_data_and_seed_give_an_equal_router(trained: Trained) -> None:
+    again = train(trained.groups, seed=3)
+    prompts = world(20, seed=9).prompts
+    found = [t.router.predict(prompts, t.router.candidates(_PAIR, "world")).need for t in (trained, again)]
+    assert (found[0] == found[1]).all()
+
+
+def test_shuffled_labels_teach_nothing() -> None:
+    group = world(500, seed=1)
+    order = np.random.default_rng(0).permutation(len(group))
+    shuffled = Group(group.source, group.ids, group.prompts, group.subset, group.models, group.results[order])
+    test = world(1500, seed=9)
+    assert _apgr(train([shuffled]).router, test) < _apgr(train([group]).router, test) - 0.12
+
+
+def test_a_new_model_needs_few_labels_beside_known_ones() -> None:
+    group = world(600, seed=1)
+    group.results[150:, group.models.index("weak")] = np.nan
+    router = train([group]).router
+    assert _apgr(router, world(1500, seed=9)) > 0.62
+    ability = next(e.abilities["weak"] for e in router.experts)
+    assert ability.num_labels == 150
+
+
+def test_logs_with_one_answer_a_request_are_enough() -> None:
+    group = world(900, seed=1)
+    taken = np.random.default_rng(0).integers(len(group.models), size=len(group))
+    group.results[np.arange(len(group.models)) != taken[:, None]] = np.nan
+    assert _apgr(train([group]).router, world(1500, seed=9)) > 0.62
+
+
+def test_prompts_unlike_the_training_are_noticed(trained: Trained) -> None:
+    router = trained.router
+    choices = router.candidates(_PAIR, "world")
+    usual = router.predict(world(300, seed=9).prompts, choices)
+    code = Prompt.from_text("```python\n" + "def f(x):\n    return {x: [1, 2, 3]}\n" * 30 + "```\nПочему?")
+    assert usual.abstains.mean() < 0.15
+    assert router.predict([code], choices).abstains.all()
+
+
+def test_far_from_the_training_the_order_leans_towards_length(trained: Trained) -> None:
+    router = trained.router
+    strange = [Prompt.from_text("ξ ψ ω\n" * count) for count in (100, 400, 1000)]
+    found = router.predict(strange, router.candidates(_PAIR, "world"))
+    assert (found.novelty > 0.99).all()
+    assert found.need[2] >= found.need[0]
+
+
+def test_a_second_layer_learns_another_traffic_on_top_of_the_first(trained: Trained) -> None:
+    own = world(200, seed=5, source="mine", models=_PAIR)
+    found = train([own], base=trained.router)
+    assert found.used_base
+    assert [len(layer) for layer in found.router.layers] == [2, 1]
+    test = world(1500, seed=9, source="mine")
+    assert _apgr(found.router, test) > _apgr(train([own]).router, test) - 0.02
+    prompts = test.prompts[:50]
+    before, after = (r.predict(prompts, r.candidates(_PAIR, "world")).need for r in (trained.router, found.router))
+    np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-5)
+
+
+def test_a_base_that_has_seen_the_prompts_is_left_out(trained: Trained) -> None:
+    assert not train([world(100, seed=1)], base=trained.router).used_base
+
+
+def test_names_match_across_spellings_and_unknown_ones_are_refused(trained: Trained) -> None:
+    assert canonical_name("meta-llama/Meta-Llama-3_1-8B-Instruct") == canonical_name("llama-3.1-8b-instruct")
+    router = trained.router
+    assert len(router.candidates(["strong-1.5", "weak"], "nowhere")) == 2
+    assert len(router.candidates(["strong-1.5", "weak"], "other")) == 1
+    with pytest.raises(UnknownModelError, match="gpt-9"):
+        router.candidates(["gpt-9", "weak"])
+
+
+def test_typical_models_stand_in_for_unknown_ones(trained: Trained) -> None:
+    group = world(1500, seed=9)
+    found = trained.router.predict(group.prompts, trained.router.stand_ins())
+    assert apgr_exact(found.need, group.pair(*_PAIR)) > 0.6
+
+
+def test_features_can_be_given_and_progress_is_told(trained: Trained) -> None:
+    group, told = world(60, seed=1), []
+    train([group], features=[extract(group.prompts)], progress=lambda stage, done, total: told.append((done, total)))
+    assert told[-1] == (2, 2)
+
+
+def test_too_few_labels_are_refused() -> None:
+    with pytest.raises(DataError, match="30 are needed"):
+        train([world(10)])
+    with pytest.raises(DataError, match="nothing"):
+        train([])
