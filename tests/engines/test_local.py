@@ -117,6 +117,17 @@ async def test_leaving_frees_the_blocks_within_one_step(checkpoint: Path) -> Non
     await engine.close()
 
 
+async def test_who_delivers_does_not_keep_the_interpreter_from_the_step(checkpoint: Path) -> None:
+    before = sys.getswitchinterval()
+    engine = LocalEngine(make_config(checkpoint))
+    try:
+        await engine.start()
+        assert sys.getswitchinterval() <= 0.0002
+    finally:
+        await engine.close()
+        sys.setswitchinterval(before)
+
+
 async def test_a_full_queue_is_refused(checkpoint: Path) -> None:
     engine = LocalEngine(make_config(checkpoint, max_num_seqs=1, max_num_waiting=1))
     await engine.start()
