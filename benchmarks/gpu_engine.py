@@ -68,7 +68,8 @@ class TransformersOnDevice(TransformersGenerate):
 
     def __init__(self, model: Path, device: str) -> None:
         self._device = device
-        self._model: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, device_map={"": device})
+        loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+        self._model: Any = loaded.to(device)
 
     def _generate(self, prompts: Prompts, num_new: int) -> float:
         ids = torch.tensor(prompts, device=self._device)
