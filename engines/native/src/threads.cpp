@@ -164,17 +164,34 @@ class Workers {
     std::atomic<int32_t> num_sleeping_{0};
 };
 
-// The calling thread's workers; after a fork, where no thread but the caller lives on, new ones.
+// The calling thread's workers. After a fork no thread but the caller lives on, so theirs can be neither used nor joined:
+// they are left behind, and new ones are made when there is work.
+class OwnWorkers {
+  public:
+    ~OwnWorkers() {
+        if (is_of_this_process()) delete workers_;
+    }
+
+    Workers& get() {
+        if (workers_ == nullptr || !is_of_this_process()) {
+            workers_ = new Workers;
+            forks_ = num_forks.load(std::memory_order_relaxed);
+        }
+        return *workers_;
+    }
+
+  private:
+    bool is_of_this_process() const { return forks_ == num_forks.load(std::memory_order_relaxed); }
+
+    Workers* workers_ = nullptr;
+    uint64_t forks_ = 0;
+};
+
 Workers& own_workers() {
     static const int registered = pthread_atfork(nullptr, nullptr, count_fork);
     (void)registered;
-    thread_local std::unique_ptr<Workers> workers;
-    thread_local uint64_t forks_seen = 0;
-    const uint64_t forks = num_forks.load(std::memory_order_relaxed);
-    if (forks != forks_seen) (void)workers.release();  // its threads are gone and cannot be joined
-    forks_seen = forks;
-    if (!workers) workers = std::make_unique<Workers>();
-    return *workers;
+    thread_local OwnWorkers workers;
+    return workers.get();
 }
 
 }  // namespace

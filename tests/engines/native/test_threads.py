@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -63,6 +65,19 @@ def test_a_forked_process_has_workers_of_its_own() -> None:
         os._exit(0 if sum_of_squares(3, 1000) == expected(1000) else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert sum_of_squares(3, 1000) == expected(1000)
+
+
+def test_a_forked_process_ends_though_its_parents_workers_are_gone() -> None:
+    code = """
+import ctypes, os, sys, time
+from engines.native.library import library
+def work(): return library().outrider_sum_of_squares(3, ctypes.c_int64(1000))
+work(); time.sleep(0.05)  # the workers fall asleep
+child = os.fork()
+if child and os.waitpid(child, 0)[1]:
+    sys.exit(1)
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=20)
 
 
 def test_kernels_take_torchs_number_of_threads() -> None:
