@@ -2,6 +2,7 @@
 
     python -m benchmarks.engine --json
     python -m benchmarks.engine --peers transformers,llama.cpp --json
+    python -m benchmarks.engine --peers int8,int4 --loads 1x128 --json    our own engine, quantized
 
 Systems take turns within each round, so that a machine whose speed drifts slows all of them; figures are medians over
 rounds, and a ratio is the median of the ratios within each round. Decoding is greedy and ends at a fixed length.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,23 +34,27 @@ _CACHE = Path.home() / ".cache" / "outrider" / "benchmarks"
 Load = tuple[int, int]  # sequences, and the tokens of each one's prompt
 Timings = dict[Load, dict[str, list[Timing]]]  # by load and system, in the order of rounds
 _LOADS = "1x128,4x128,16x128,16x512"
-_PEERS = ("transformers", "continuous_batching", "llama.cpp")
+_QUANTIZED = ("int8", "int4")
+_PEERS = ("transformers", "continuous_batching", "llama.cpp", *_QUANTIZED)
 
 
-def measure(systems: Sequence[System], loads: Sequence[Load], num_new: int, rounds: int, vocab: int) -> Timings:
-    """Timings of every round but the first, which warms up each system at each load.
+def measure(
+    systems: Sequence[System], loads: Sequence[Load], num_new: int, rounds: int, vocab: int
+) -> Iterator[Timings]:
+    """Timings of one load after another, of every round but the first, which warms up each system.
 
     Systems go in opposite order in every other round, so that none always runs on a machine that another has heated.
     """
-    timings: Timings = {load: {system.name: [] for system in systems} for load in loads}
-    jobs = [(load, turn, system) for load in loads for turn in range(rounds + 1) for system in systems[:: (-1) ** turn]]
     generator = random.Random(0)
-    for (sequences, context), turn, system in track(jobs, console=_console, description="measuring"):
-        prompts = [[generator.randrange(vocab) for _ in range(context)] for _ in range(sequences)]
-        timing = system.run(prompts, num_new if turn else 4)
-        if turn:
-            timings[sequences, context][system.name].append(timing)
-    return timings
+    jobs = [(turn, system) for turn in range(rounds + 1) for system in systems[:: (-1) ** turn]]
+    for sequences, context in loads:
+        timings: dict[str, list[Timing]] = {system.name: [] for system in systems}
+        for turn, system in track(jobs, console=_console, description=f"measuring {sequences}x{context}"):
+            prompts = [[generator.randrange(vocab) for _ in range(context)] for _ in range(sequences)]
+            timing = system.run(prompts, num_new if turn else 4)
+            if turn:
+                timings[system.name].append(timing)
+        yield {(sequences, context): timings}
 
 
 def rows(timings: Timings, num_new: int) -> list[dict[str, Any]]:
@@ -105,7 +110,7 @@ def main(
     new_tokens: Annotated[int, typer.Option(min=2)] = 32,
     rounds: Annotated[int, typer.Option(min=1, help="counted turns of each system")] = 3,
     attention_backend: str = "auto",
-    save: Annotated[Path | None, typer.Option(help="write the document there")] = None,
+    save: Annotated[Path | None, typer.Option(help="write the document there after each load")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document last")] = False,
 ) -> None:
     """Measure decode and prefill throughput."""
@@ -116,18 +121,19 @@ def main(
     model = materialize(shape, _CACHE)
     systems: list[System] = [Outrider(model, torch.get_num_threads(), attention_backend)]
     systems += [_system(peer, model) for peer in wanted]
-    timings = measure(systems, chosen, new_tokens, rounds, SHAPES[shape]["vocab_size"])
-    for system in systems:
-        system.close()
     environment = describe() | {"shape": shape, "new_tokens": new_tokens}
     if "llama.cpp" in wanted:
         environment |= describe_llama_cpp()
-    tables = {"runs": rows(timings, new_tokens), "ratios": ratios(timings)}
-    document = {"environment": environment, **tables}
-    for table in tables.values():
-        _print_table(table)
-    if save is not None:
-        save.write_text(json.dumps(document, indent=1) + "\n")
+    timings: Timings = {}
+    for measured in measure(systems, chosen, new_tokens, rounds, SHAPES[shape]["vocab_size"]):
+        timings |= measured
+        document = {"environment": environment, "runs": rows(timings, new_tokens), "ratios": ratios(timings)}
+        if save is not None:
+            save.write_text(json.dumps(document, indent=1) + "\n")
+    for system in systems:
+        system.close()
+    _print_table(document["runs"])
+    _print_table(document["ratios"])
     if as_json:
         print(json.dumps(document))
 
@@ -167,6 +173,8 @@ def _system(peer: str, model: Path) -> System:
         from benchmarks.engine_llama_cpp import LlamaCpp
 
         return LlamaCpp(model)
+    if peer in _QUANTIZED:
+        return Outrider(model, torch.get_num_threads(), quantization=peer)
     return TransformersGenerate(model) if peer == "transformers" else TransformersContinuousBatching(model)
 
 

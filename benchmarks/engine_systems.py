@@ -40,15 +40,17 @@ class System(Protocol):
 class Outrider:
     """Our engine through its public protocol: scheduling, sampling, detokenizing and delivery are inside the figure."""
 
-    name = "outrider"
-
-    def __init__(self, model: Path, threads: int, attention_backend: str = "auto") -> None:
+    def __init__(
+        self, model: Path, threads: int, attention_backend: str = "auto", quantization: str = "none"
+    ) -> None:
+        self.name = f"outrider_{quantization}" if quantization != "none" else "outrider"
         config = LocalEngineConfig.model_validate(
             {
                 "model": str(model),
                 "enable_prefix_caching": False,
                 "num_threads": threads,
                 "attention_backend": attention_backend,
+                "quantization": quantization,
                 "kv_cache_bytes": 2 << 30,
                 "drafter": {"kind": "none"},  # plain decoding, as the peers do it
             }

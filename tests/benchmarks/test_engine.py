@@ -41,6 +41,15 @@ def test_llama_cpp_is_measured_beside_us_and_its_build_named(tmp_path: Path) -> 
     assert {row["system"] for row in document["runs"]} == {"outrider", "llama.cpp"}
 
 
+def test_our_quantized_engine_is_a_peer_and_each_load_is_saved(tmp_path: Path) -> None:
+    command = "-m benchmarks.engine --shape qwen3-tiny --peers int8 --loads 1x12 --new-tokens 4 --rounds 1"
+    saved = tmp_path / "engine.json"
+    subprocess.run([sys.executable, *command.split(), "--save", saved], capture_output=True, check=True)
+    document = json.loads(saved.read_text())
+    assert [row["system"] for row in document["runs"]] == ["outrider", "outrider_int8"]
+    assert document["ratios"][0]["peer"] == "outrider_int8"
+
+
 class Scripted:
     """A system whose runs take as long as it is told; it notes what it was asked for."""
 
@@ -58,7 +67,7 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios_without_the_warm_up() ->
     log: list[tuple[str, int]] = []
     ours = Scripted("outrider", log, Timing(99, 99), Timing(1, 1), Timing(1, 10), Timing(4, 2))
     peer = Scripted("peer", log, Timing(1, 1), Timing(2, 3), Timing(3, 20), Timing(4, 8))
-    timings = engine.measure([ours, peer], [(2, 5)], num_new=7, rounds=3, vocab=9)
+    (timings,) = engine.measure([ours, peer], [(2, 5)], num_new=7, rounds=3, vocab=9)
     assert engine.ratios(timings) == [{"peer": "peer", "sequences": 2, "context": 5, "decode": 3.0, "prefill": 2.0}]
     assert [row["decode_tokens_per_s"] for row in engine.rows(timings, 7)] == [6.0, 1.5]
     assert log == [
