@@ -201,6 +201,8 @@ class Acceptance:
         num_known = min(num_accepted + 1, num_judged)
         offsets = self._offsets.get(seq_id)
         if offsets is None:
+            if not num_judged:
+                return  # nothing to drift back from
             offsets = self._offsets[seq_id] = (_Offset(), _Offset())
         nodes = [_node(belief) for belief in beliefs[:num_known]]
         offsets[0].update(num_accepted, self._believed(nodes, offsets[0].odds_factor))

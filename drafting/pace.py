@@ -5,6 +5,9 @@ Estimates price forwards; that lookups and bookkeeping take time as well shows i
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from dataclasses import dataclass
+
 # Costs at one load alone do not tell the base from the slope: of the first steps every third is plain, and later one
 # now and then.
 _NUM_EARLY_STEPS = 24
@@ -14,48 +17,81 @@ _PLAIN_PERIOD = 64
 _IDLE_STEPS = 4
 _MAX_REST_PERIOD = 8
 # After so many steps that took longer, all told, than plain ones would have, everybody rests; twice as long next time.
+# Where all of them were plain, what looking cost is known and not estimated, so that fewer will do.
 _TRIAL_STEPS = 12
+_PLAIN_TRIAL_STEPS = 4
 _FIRST_REST = 12
 _MAX_REST = 96
 _MIN_GAIN = 0.99
-_DRAINED = 0.7
+
+
+@dataclass(slots=True)
+class _Trial:
+    """Whether looking for drafts pays under one load: seconds over the steps of the trial, and the rest after it."""
+
+    plain_s: float = 0.0
+    spent_s: float = 0.0
+    num_judged: int = 0
+    num_plain: int = 0
+    num_to_rest: int = 0
+    rest: int = _FIRST_REST
+
+    def judge(self, plain_s: float, spent_s: float, was_plain: bool) -> None:
+        self.plain_s += plain_s
+        self.spent_s += spent_s
+        self.num_judged += 1
+        self.num_plain += was_plain
+        if self.num_judged >= _TRIAL_STEPS or self.num_plain == self.num_judged >= _PLAIN_TRIAL_STEPS:
+            self._conclude()
+
+    def _conclude(self) -> None:
+        if self.plain_s < _MIN_GAIN * self.spent_s:
+            self.num_to_rest = self.rest
+            self.rest = min(2 * self.rest, _MAX_REST)
+        else:
+            self.rest = _FIRST_REST
+        self.plain_s = self.spent_s = 0.0
+        self.num_judged = self.num_plain = 0
 
 
 class Pace:
-    """Counts steps. `is_experienced`: costs are known from an earlier process."""
+    """Counts steps. `is_experienced`: costs are known from an earlier process.
+
+    What is found out about looking for drafts holds for the load it was found at, within a factor of two in sequences,
+    and for the drafters that are asked for.
+    """
 
     def __init__(self, *, is_experienced: bool) -> None:
         self._turn = 0
         self._num_steps = _NUM_EARLY_STEPS if is_experienced else 0
         self._num_since_plain = 0
         self._num_idle: dict[int, int] = {}
-        self._plain_s = self._spent_s = 0.0
-        self._num_judged = 0
-        self._num_to_rest = 0
-        self._num_decodes = 0  # when the rest began, or now
-        self._rest = _FIRST_REST
+        self._size = 0  # of the batch: the power of two above it
+        self._trials: dict[Hashable, _Trial] = {}
+        self._trial = _Trial()
 
     def __len__(self) -> int:
         """Sequences that state is kept of."""
         return len(self._num_idle)
 
-    def begin_step(self, num_decodes: int = 1) -> None:
-        """A step of so many decoding sequences begins, whether or not anything may be drafted for them."""
+    def begin_step(self, num_decodes: int = 1, drafters: Hashable = None) -> None:
+        """A step of so many decoding sequences begins, whether or not anything may be drafted for them.
+
+        `drafters` are those that the sequences may use.
+        """
         self._turn += 1
-        self._num_to_rest = max(0, self._num_to_rest - 1)
-        if num_decodes < _DRAINED * self._num_decodes:
-            # Another load, with other prices: what was found out does not hold for it.
-            self._num_idle.clear()
-            self._num_to_rest, self._rest = 0, _FIRST_REST
-            self._restart_trial()
-        if not self._num_to_rest:
-            self._num_decodes = num_decodes
+        size = num_decodes.bit_length()
+        if size < self._size:
+            self._num_idle.clear()  # with fewer sequences a draft is cheaper
+        self._size = size
+        self._trial = self._trials.setdefault((size, drafters), _Trial())
+        self._trial.num_to_rest = max(0, self._trial.num_to_rest - 1)
 
     def rests(self, seq_id: int) -> bool:
         """Whether a sequence that nothing was bought for of late is left alone in this step."""
         # All wake in the same steps: what a round of the draft model costs is shared by whoever is awake.
         period = min(2 ** (self._num_idle.get(seq_id, 0) // _IDLE_STEPS), _MAX_REST_PERIOD)
-        return self._turn % period != 0 or self._num_to_rest > 0
+        return self._turn % period != 0 or self._trial.num_to_rest > 0
 
     @property
     def is_plain_due(self) -> bool:
@@ -73,24 +109,13 @@ class Pace:
         self._num_steps += 1
         self._num_since_plain = 0 if was_plain else self._num_since_plain + 1
 
-    def judge(self, plain_s: float, spent_s: float) -> None:
-        """A step took `spent_s` with all that drafting needs, where `plain_s` is believed of plain decoding."""
-        self._plain_s += plain_s
-        self._spent_s += spent_s
-        self._num_judged += 1
-        if self._num_judged < _TRIAL_STEPS:
-            return
-        if self._plain_s < _MIN_GAIN * self._spent_s:
-            self._num_to_rest = self._rest
-            self._rest = min(2 * self._rest, _MAX_REST)
-        else:
-            self._rest = _FIRST_REST
-        self._restart_trial()
+    def judge(self, plain_s: float, spent_s: float, *, was_plain: bool = False) -> None:
+        """A step took `spent_s` with all that drafting needs, where `plain_s` is believed of plain decoding.
+
+        `was_plain`: nothing was verified, so that `plain_s` is what its forward took.
+        """
+        self._trial.judge(plain_s, spent_s, was_plain)
 
     def forget(self, seq_id: int) -> None:
         """Drop all state of a sequence that has ended."""
         self._num_idle.pop(seq_id, None)
-
-    def _restart_trial(self) -> None:
-        self._plain_s = self._spent_s = 0.0
-        self._num_judged = 0

@@ -90,7 +90,7 @@ class Speculator:
     def plan(self, requests: Sequence[DraftRequest], load: Load) -> list[int]:
         """How many drafts to reserve room for, for each request in order; at most its `max_drafts`."""
         self._load = load
-        self._pace.begin_step(load.num_decodes)
+        self._pace.begin_step(load.num_decodes, frozenset(request.source for request in requests))
         awake = [request for request in requests if not (self.policy.explores and self._pace.rests(request.seq_id))]
         self._cases = {request.seq_id: _Case(request) for request in awake}
         if awake:
@@ -127,11 +127,7 @@ class Speculator:
         started = time.perf_counter()
         load = self._load
         if self._cases:
-            num_emitted = sum(verdict.num_new for verdict in verdicts if verdict.was_decoding)
-            plain_s, spent_s = self._prices.plain_s(load, num_emitted), drafting_s + verify_s + self._observing_s
-            self._pace.judge(plain_s, spent_s)
-            self.plain_time_s += plain_s
-            self.time_s += spent_s
+            self._judge_step(verdicts, num_tokens, verify_s, drafting_s + verify_s + self._observing_s)
         if num_tokens:
             self._prices.verify.observe(num_tokens, load.num_seqs, load.num_kv_tokens, verify_s)
         if self._cases:
@@ -246,6 +242,16 @@ class Speculator:
             for request, draft in zip(asked, drafts, strict=True):
                 if draft.token_ids:
                     self._cases[request.seq_id].at_hand["model"] = draft
+
+    def _judge_step(self, verdicts: Sequence[Verdict], num_tokens: int, verify_s: float, spent_s: float) -> None:
+        """Compare what a step took, all told, with what plain decoding needs for what it emitted."""
+        was_plain = num_tokens == self._load.num_tokens
+        num_emitted = sum(verdict.num_new for verdict in verdicts if verdict.was_decoding)
+        plain_s = verify_s if was_plain else self._prices.plain_s(self._load, num_emitted)
+        if self.policy.explores:  # a fixed length says nothing of what an adaptive one would bring
+            self._pace.judge(plain_s, spent_s, was_plain=was_plain)
+        self.plain_time_s += plain_s
+        self.time_s += spent_s
 
     def _judge(self, case: _Case, verdict: Verdict) -> None:
         """Compare every draft at hand with what was emitted, as far as that goes."""

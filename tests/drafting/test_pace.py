@@ -96,6 +96,32 @@ def test_where_looking_costs_more_than_it_brings_everybody_rests_ever_longer() -
     assert sum(found[-216:]) >= 180, "nine tenths of the time in the end"
 
 
+def test_looking_that_buys_nothing_and_costs_is_given_up_after_few_steps() -> None:
+    pace = Pace(is_experienced=True)
+    for _ in range(4):
+        pace.begin_step(32)
+        assert not pace.rests(0)
+        pace.judge(plain_s=0.95, spent_s=1.0, was_plain=True)
+    assert rested(pace, 11, gain=0.95, num_decodes=32) == [True] * 11
+
+
+def test_looking_that_costs_nothing_goes_on() -> None:
+    pace = Pace(is_experienced=True)
+    for _ in range(50):
+        pace.begin_step(32)
+        assert not pace.rests(0)
+        pace.judge(plain_s=0.995, spent_s=1.0, was_plain=True)
+
+
+def test_what_was_found_out_holds_for_a_load_and_its_drafters() -> None:
+    pace = Pace(is_experienced=True)
+    rested(pace, 30, gain=0.9, num_decodes=32)
+    assert not any(rested(pace, 5, gain=1.5, num_decodes=8)), "a smaller batch"
+    pace.begin_step(32, "another drafter")
+    assert not pace.rests(0)
+    assert any(rested(pace, 12, gain=0.9, num_decodes=33)), "the same load again"
+
+
 def test_what_pays_is_never_put_to_rest() -> None:
     assert not any(rested(Pace(is_experienced=True), 200, gain=1.02))
 
