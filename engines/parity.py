@@ -231,7 +231,7 @@ def _run(
 ) -> list[_Sequence]:
     """Serve the sequences step by step, on shuffled blocks of a cache full of NaN."""
     token_ids = expected.token_ids
-    block_size: int = getattr(backend, "block_multiple", _BLOCK_SIZE)
+    block_size = -(-_BLOCK_SIZE // backend.block_multiple) * backend.block_multiple
     blocks_each = -(-max(map(len, token_ids)) // block_size) + 1  # rejected drafts may need one more
     runner = ModelRunner(loaded, backend, 2 * blocks_each, block_size, kv_dtype)
     for cache in runner.kv_tensors:

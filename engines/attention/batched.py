@@ -42,6 +42,7 @@ class BatchedAttention:
     """AttentionBackend for CPU and, without custom kernels, GPU. Softmax is in fp32."""
 
     name = "torch"
+    block_multiple = 1
 
     def __init__(self) -> None:
         self._batch: RaggedBatch | None = None

@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from engines.attention.tiles import SHORT_QUERY_ROWS
-from engines.batch import RaggedBatch, to_device
+from engines.batch import RaggedBatch
 from engines.errors import ModelLoadError, UnsupportedModelError
+from engines.staging import to_device
 
 PAGE_TOKENS = 256
 _MAX_HEAD_DIM = 256

@@ -34,6 +34,8 @@ class AttentionBackend(Protocol):
     """Stateless towards sequences; may keep per-step indices and work space, so one thread at a time."""
 
     name: str
+    block_multiple: int
+    """KV blocks have to be a multiple of so many tokens."""
 
     def attend(
         self,

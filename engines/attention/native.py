@@ -19,6 +19,7 @@ class NativeAttention:
     """AttentionBackend for bf16 and fp32 on CPU; what the kernels do not take goes to BatchedAttention."""
 
     name = "native"
+    block_multiple = 1
 
     def __init__(self) -> None:
         self._step: AttentionStep | None = None

@@ -13,6 +13,7 @@ class ReferenceAttention:
     """AttentionBackend for tests and for doubt; any device, any dtype."""
 
     name = "reference"
+    block_multiple = 1
 
     def attend(
         self,

@@ -44,6 +44,7 @@ class TritonAttention:
     """
 
     name = "triton"
+    block_multiple = 1
 
     def __init__(self, device: torch.device) -> None:
         self._batch: RaggedBatch | None = None
