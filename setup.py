@@ -7,6 +7,7 @@ OUTRIDER_SANITIZE=address builds them under that sanitizer (see `make sanitize`)
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -26,10 +27,10 @@ INSTRUCTION_SETS = {
 
 
 class BuildKernels(build_ext):
-    """build_ext with the flags of each source file's instruction set."""
+    """build_ext with the flags of each source file's instruction set, and as many files at once as there are cores."""
 
     def build_extension(self, ext: Extension) -> None:
-        compile_one = self.compiler._compile
+        compile_one, compile_some = self.compiler._compile, self.compiler.compile
 
         def compile_for(
             obj: str, src: str, ext_: str, cc_args: list[str], extra: list[str], pp_opts: list[str]
@@ -38,11 +39,15 @@ class BuildKernels(build_ext):
             machine = next((flags for suffix, flags in INSTRUCTION_SETS.items() if stem.endswith(suffix)), [])
             compile_one(obj, src, ext_, cc_args, [*extra, *(machine if self._is_x86() else [])], pp_opts)
 
-        self.compiler._compile = compile_for
+        def compile_all(sources: list[str], **options: object) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return [obj for objs in pool.map(lambda src: compile_some([src], **options), sources) for obj in objs]
+
+        self.compiler._compile, self.compiler.compile = compile_for, compile_all
         try:
             super().build_extension(ext)
         finally:
-            self.compiler._compile = compile_one
+            self.compiler._compile, self.compiler.compile = compile_one, compile_some
 
     def _is_x86(self) -> bool:
         return "x86_64" in self.plat_name or "amd64" in self.plat_name
@@ -50,14 +55,13 @@ class BuildKernels(build_ext):
 
 def kernels() -> Extension:
     sanitizer = os.environ.get("OUTRIDER_SANITIZE")
-    checks = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g"] if sanitizer else ["-g0"]
+    checks = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g", "-O1"] if sanitizer else ["-g0", "-O3"]
     return Extension(
         "engines.native._kernels",
         sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
         depends=sorted(str(path) for path in SOURCES.glob("*.h")),
         extra_compile_args=[
             "-std=c++17",
-            "-O3",
             "-fopenmp-simd",
             "-pthread",
             "-fvisibility=hidden",

@@ -14,6 +14,9 @@ _log = logging.getLogger(__name__)
 
 ISA_NAMES = ("portable", "avx2", "avx512")
 
+# Of the calls and structures that the kernels export: whoever changes one of them counts up, here and in src/isa.cpp.
+_INTERFACE = 1
+
 
 @cache
 def library() -> ctypes.CDLL | None:
@@ -29,10 +32,21 @@ def library() -> ctypes.CDLL | None:
         )
         return None
     try:
-        return ctypes.CDLL(path)
+        kernels = ctypes.CDLL(path)
     except OSError as error:
         _log.warning("the CPU kernels cannot be loaded (%s); CPU engines use torch alone", error)
         return None
+    if not _is_of_this_version(kernels):
+        _log.warning("the CPU kernels (%s) are of another version; install Outrider again. CPU engines use torch", path)
+        return None
+    return kernels
+
+
+def _is_of_this_version(kernels: ctypes.CDLL) -> bool:
+    try:
+        return int(kernels.outrider_interface()) == _INTERFACE
+    except AttributeError:  # older than the number itself
+        return False
 
 
 def _installed() -> str | None:

@@ -30,7 +30,7 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
 def by_definition(logits: Tensor, temperatures: list[float], seeds: list[int], positions: list[int]) -> Tensor:
     scores = logits.float().clone()
     ensure_choice(scores)
-    scores = scale(scores, [temperature or 1.0 for temperature in temperatures])
+    scores = scale(scores, torch.tensor([temperature or 1.0 for temperature in temperatures]))
     ids = torch.arange(logits.shape[1])
     gumbel = noise(torch.tensor(seeds)[:, None], torch.tensor(positions)[:, None], ids)
     gumbel[torch.tensor(temperatures) == 0.0] = 0.0
