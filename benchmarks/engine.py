@@ -127,13 +127,14 @@ def main(
     timings: Timings = {}
     for measured in measure(systems, chosen, new_tokens, rounds, SHAPES[shape]["vocab_size"]):
         timings |= measured
-        document = {"environment": environment, "runs": rows(timings, new_tokens), "ratios": ratios(timings)}
+        tables = {"runs": rows(timings, new_tokens), "ratios": ratios(timings)}
+        document = {"environment": environment, **tables}
         if save is not None:
             save.write_text(json.dumps(document, indent=1) + "\n")
     for system in systems:
         system.close()
-    _print_table(document["runs"])
-    _print_table(document["ratios"])
+    for table in tables.values():
+        _print_table(table)
     if as_json:
         print(json.dumps(document))
 

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from benchmarks.engine import Load, measure, ratios, rows
+from benchmarks.engine import Load, Timings, measure, ratios, rows
 from benchmarks.engine_systems import Outrider, Prompts, System, TransformersGenerate
 from benchmarks.environment import describe
 from benchmarks.random_model import SHAPES, materialize
@@ -156,7 +156,9 @@ def main(
         for i, setting in enumerate(settings.split(","))
     ]
     systems.append(TransformersOnDevice(model, device))
-    timings = measure(systems, loads, new_tokens, rounds, SHAPES[shape]["vocab_size"])
+    timings: Timings = {}
+    for measured in measure(systems, loads, new_tokens, rounds, SHAPES[shape]["vocab_size"]):
+        timings |= measured
     for system in systems:
         system.close()
     runs = [with_bandwidth(row, shape, new_tokens, bandwidth) for row in rows(timings, new_tokens)]

@@ -24,7 +24,7 @@ ATTENTION_NAME = "outrider"
 
 # Arguments that reach attention functions without a say in what is attended: bookkeeping of the surrounding model, and
 # flash-attention's packing, which the ragged batch replaces.
-_NEUTRAL_ARGUMENTS = frozenset(
+NEUTRAL_ARGUMENTS = frozenset(
     {
         "cache_position",
         "deterministic",
@@ -153,7 +153,7 @@ def _refuse_unknown(
     unknown = sorted(
         name
         for name, argument in others.items()
-        if name not in _NEUTRAL_ARGUMENTS and argument is not None and argument is not False
+        if name not in NEUTRAL_ARGUMENTS and argument is not None and argument is not False
     )
     if unknown:
         raise _refusal(module, f"passes arguments that the engine does not know: {', '.join(unknown)}")

@@ -84,7 +84,7 @@ class AttentionStep:
             block_size=batch.block_size,
             num_threads=num_threads(),
         )
-        self._address = ctypes.addressof(self._args)
+        self.address = ctypes.addressof(self._args)
 
     def attend(
         self,
@@ -109,22 +109,16 @@ class AttentionStep:
         query_stride, query_head_stride, query_step = query.stride()
         key_stride, key_head_stride, key_step = key.stride()
         value_stride, value_head_stride, value_step = value.stride()
-        is_int8 = key_cache.dtype is torch.int8
-        extra = _KV_SCALE_BYTES if is_int8 else 0
         assert num_tokens == self._num_tokens
         assert num_heads % num_kv_heads == 0
         assert query.dtype is key.dtype is value.dtype
         assert query_step == key_step == value_step == 1
-        assert key_cache.shape[2:] == (num_kv_heads, head_dim + extra)
-        assert value_cache.shape[2:] == (num_kv_heads, value_dim + extra)
-        assert key_cache.is_contiguous()
-        assert value_cache.is_contiguous()
         output = query.new_empty((num_tokens, num_heads, value_dim))
         if sinks is not None and (sinks.dtype is not torch.float32 or not sinks.is_contiguous()):
             sinks = sinks.float().contiguous()
         args = self._args
         args.query, args.key, args.value = query.data_ptr(), key.data_ptr(), value.data_ptr()
-        args.key_cache, args.value_cache = key_cache.data_ptr(), value_cache.data_ptr()
+        self.set_caches(key_cache, value_cache, num_kv_heads, head_dim, value_dim)
         args.output = output.data_ptr()
         args.sinks = None if sinks is None else sinks.data_ptr()
         args.query_stride, args.query_head_stride = query_stride, query_head_stride
@@ -133,6 +127,19 @@ class AttentionStep:
         args.num_heads, args.num_kv_heads, args.head_dim, args.value_dim = num_heads, num_kv_heads, head_dim, value_dim
         args.window = sliding_window or 0
         args.scaling, args.softcap = scaling, softcap or 0.0
-        args.is_fp32, args.is_int8 = query.dtype is torch.float32, is_int8
-        self._attend(self._address)
+        args.is_fp32 = query.dtype is torch.float32
+        self._attend(self.address)
         return output
+
+    def set_caches(
+        self, key_cache: Tensor, value_cache: Tensor, num_kv_heads: int, head_dim: int, value_dim: int | None = None
+    ) -> None:
+        """Attend these from now on; `value_dim` is `head_dim` where it is not given."""
+        is_int8 = key_cache.dtype is torch.int8
+        extra = _KV_SCALE_BYTES if is_int8 else 0
+        assert key_cache.shape[2:] == (num_kv_heads, head_dim + extra)
+        assert value_cache.shape[2:] == (num_kv_heads, (value_dim or head_dim) + extra)
+        assert key_cache.is_contiguous()
+        assert value_cache.is_contiguous()
+        args = self._args
+        args.key_cache, args.value_cache, args.is_int8 = key_cache.data_ptr(), value_cache.data_ptr(), is_int8

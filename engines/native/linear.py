@@ -61,7 +61,7 @@ class PackedWeight:
             DTYPE_CODES[self.dtype],
             0 if activation is None else ACTIVATION_CODES[activation],
         )
-        self._address = ctypes.addressof(self._weight)
+        self.address = ctypes.addressof(self._weight)
         self._output_code = DTYPE_CODES[self.output_dtype]
         self._linear = _kernel()
 
@@ -77,7 +77,7 @@ class PackedWeight:
         input = input.contiguous()
         output = torch.empty((*input.shape[:-1], self.out_features), dtype=self.output_dtype)
         self._linear(
-            self._address,
+            self.address,
             input.data_ptr(),
             self.in_features,
             output.data_ptr(),

@@ -136,6 +136,7 @@ class QuantizedKernel:
         self._linear = _Linear(
             weights.data_ptr(), scales.data_ptr(), bias_at, in_features, out_features, group_size, is_bf16
         )
+        self.address = ctypes.addressof(self._linear)
         kernels = library()
         assert kernels is not None
         self._run = kernels.outrider_quantized_linear

@@ -53,7 +53,7 @@ class RotaryLayer:
         self._layer = _RotaryLayer(
             num_query_heads, num_key_heads, head_dim, _pointed(query_norm), _pointed(key_norm), DTYPE_CODES[dtype]
         )
-        self._address = ctypes.addressof(self._layer)
+        self.address = ctypes.addressof(self._layer)
         self._rotary = _kernel()
 
     def rotate_(self, heads: Tensor, cosines: Tensor, sines: Tensor) -> None:
@@ -74,7 +74,7 @@ class RotaryLayer:
         assert rotary_dim <= self.head_dim
         assert rotary_dim % 2 == 0
         self._rotary(
-            self._address,
+            self.address,
             heads.data_ptr(),
             width,
             cosines.data_ptr(),

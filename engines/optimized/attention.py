@@ -97,11 +97,11 @@ class FusedAttention(nn.Module):
         self.qkv_proj = qkv_proj
         self.o_proj = o_proj
         self._config = block.config
-        self._layer_idx = block.layer_idx
-        self._scaling = block.scaling
-        self._rotary = rotary
+        self.layer_idx = block.layer_idx
+        self.scaling = block.scaling
+        self.rotary = rotary
         self._heads = [rotary.num_query_heads, rotary.num_key_heads, rotary.num_key_heads]
-        self._arguments = PLAIN_ATTENTION[type(original).__name__](original)
+        self.arguments = PLAIN_ATTENTION[type(original).__name__](original)
         self._eager = sys.modules[type(original).__module__].eager_attention_forward
 
     def forward(
@@ -118,11 +118,11 @@ class FusedAttention(nn.Module):
         cosines, sines = position_embeddings
         if cosines.shape[0] != shape[0]:
             cosines, sines = (table.expand(*shape, -1).contiguous() for table in position_embeddings)
-        self._rotary.rotate_(qkv, cosines, sines)
-        heads = qkv.view(*shape, -1, self._rotary.head_dim).transpose(1, 2)
+        self.rotary.rotate_(qkv, cosines, sines)
+        heads = qkv.view(*shape, -1, self.rotary.head_dim).transpose(1, 2)
         query, key, value = heads.split_with_sizes(self._heads, dim=1)
         if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self._layer_idx)
+            key, value = past_key_values.update(key, value, self.layer_idx)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self._config._attn_implementation, self._eager)
         output, weights = attend(
             self.attention,
@@ -131,8 +131,8 @@ class FusedAttention(nn.Module):
             value,
             attention_mask,
             dropout=0.0,
-            scaling=self._scaling,
-            **self._arguments,
+            scaling=self.scaling,
+            **self.arguments,
             **kwargs,
         )
         return self.o_proj(output.reshape(*shape, -1)), weights

@@ -29,23 +29,23 @@ class PackedLinear(nn.Module):
         output_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self._packed = PackedWeight(
+        self.packed = PackedWeight(
             [linear.weight for linear in linears], [linear.bias for linear in linears], activation, output_dtype
         )
         # Buffers, so that the module's memory is counted; they are not a checkpoint's.
-        self.register_buffer("words", self._packed.words, persistent=False)
-        self.register_buffer("bias", self._packed.bias, persistent=False)
-        self.in_features = self._packed.in_features
-        self.out_features = self._packed.out_features
+        self.register_buffer("words", self.packed.words, persistent=False)
+        self.register_buffer("bias", self.packed.bias, persistent=False)
+        self.in_features = self.packed.in_features
+        self.out_features = self.packed.out_features
         self.activation = activation
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., out_features] of an input [..., in_features] in the weights' dtype; no gradients."""
-        return self._packed.linear(input)
+        return self.packed.linear(input)
 
     def extra_repr(self) -> str:
         activation = "" if self.activation is None else f", activation={self.activation}"
-        return f"in_features={self.in_features}, out_features={self.out_features}, {self._packed.dtype}{activation}"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.packed.dtype}{activation}"
 
 
 def is_packable(module: nn.Module) -> bool:

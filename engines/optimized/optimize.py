@@ -14,33 +14,36 @@ from transformers import PreTrainedModel
 
 from engines.native.library import isa_name
 from engines.optimized.attention import fused_attention
+from engines.optimized.decoder_layer import FusedDecoderLayer, fused_layer
 from engines.optimized.linear import is_packable
 from engines.optimized.mlp import fused_mlp
 from engines.optimized.norm import native_norm
 from engines.optimized.packing import pack
 
-Kind = Literal["attentions", "mlps", "norms", "linears"]
-KINDS: frozenset[Kind] = frozenset(("attentions", "mlps", "norms", "linears"))
+Kind = Literal["attentions", "mlps", "norms", "linears", "layers"]
+KINDS: frozenset[Kind] = frozenset(("attentions", "mlps", "norms", "linears", "layers"))
 
 
 @dataclass(frozen=True, slots=True)
 class Optimizations:
     """How many modules were exchanged, by kind; linears and norms inside fused blocks are not counted again.
 
-    `leaves_matrices`: torch still multiplies by some weights.
+    `layers`, whose parts count as well, run in one call each. `leaves_matrices`: torch still has some to multiply by.
     """
 
     attentions: int = 0
     mlps: int = 0
     norms: int = 0
     linears: int = 0
+    layers: int = 0
     leaves_matrices: bool = True
 
     def summary(self) -> str:
         """One line for the log."""
         return (
             f"{self.attentions} attention blocks and {self.mlps} MLPs fused, "
-            f"{self.norms} norms and {self.linears} linears replaced by native kernels"
+            f"{self.norms} norms and {self.linears} linears replaced by native kernels, "
+            f"{self.layers} layers in one call each"
         )
 
 
@@ -57,7 +60,7 @@ def optimize(model: PreTrainedModel, kinds: Collection[Kind] = KINDS) -> Optimiz
     walk = _Walk(model, kinds)
     walk.descend(model)
     done = walk.counts
-    return Optimizations(done["attentions"], done["mlps"], done["norms"], done["linears"], _has_matrices(model))
+    return Optimizations(**{kind: done[kind] for kind in KINDS}, leaves_matrices=_has_matrices(model))
 
 
 def _has_matrices(model: PreTrainedModel) -> bool:
@@ -67,7 +70,7 @@ def _has_matrices(model: PreTrainedModel) -> bool:
 
 
 class _Walk:
-    """Goes through the modules from the outside in and replaces the largest that it can."""
+    """Goes through the modules from the outside in and replaces the largest that it can, then layers of such parts."""
 
     def __init__(self, model: PreTrainedModel, kinds: Collection[Kind]) -> None:
         self.counts: Counter[Kind] = Counter()
@@ -82,10 +85,17 @@ class _Walk:
             found = self._replacement(parent, name, child) if self._parents[id(child)] == 1 else None
             if found is None:
                 self.descend(child)
+                found = self._whole_layer(parent, child)
+            if found is None:
                 continue
             kind, replacement = found
             setattr(parent, name, replacement)
             self.counts[kind] += 1
+
+    def _whole_layer(self, parent: nn.Module, child: nn.Module) -> tuple[Kind, nn.Module] | None:
+        is_wanted = "layers" in self._kinds and not isinstance(parent, FusedDecoderLayer)
+        layer = fused_layer(child, self._dtype) if is_wanted else None
+        return None if layer is None else ("layers", layer)
 
     def _replacement(self, parent: nn.Module, name: str, child: nn.Module) -> tuple[Kind, nn.Module] | None:
         finders: tuple[tuple[Kind, Callable[[], nn.Module | None]], ...] = (

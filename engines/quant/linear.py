@@ -78,10 +78,8 @@ class QuantizedLinear(nn.Module):
         return self.steps().float() * scales.repeat_interleave(self.in_features // scales.shape[1], dim=1)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        if self._is_packed:
-            if native.takes(inputs):
-                return self._run(inputs)
-            return self._run(inputs.float()).to(inputs.dtype)
+        if (kernel := self.kernel) is not None:
+            return kernel(inputs) if native.takes(inputs) else kernel(inputs.float()).to(inputs.dtype)
         rows = inputs.reshape(-1, self.in_features)
         linear = reference.int8_linear if self.bits == 8 else reference.int4_linear
         outputs = linear(rows, self.steps(), self.weight_scale, self.bias)
@@ -109,8 +107,10 @@ class QuantizedLinear(nn.Module):
     def _bias_or_zeros(self) -> Tensor:
         return self.weight_scale.new_zeros(self.out_features, dtype=torch.float32) if self.bias is None else self.bias
 
-    def _run(self, inputs: Tensor) -> Tensor:
-        if self._kernel is None:
+    @property
+    def kernel(self) -> native.QuantizedKernel | None:
+        """What runs the layer, None where there are no kernels; another one after each move."""
+        if self._kernel is None and self._is_packed:
             self._kernel = native.QuantizedKernel(
                 self.quantized_weight,
                 self.weight_scale,
@@ -119,7 +119,7 @@ class QuantizedLinear(nn.Module):
                 self.out_features,
                 self.group_size,
             )
-        return self._kernel(inputs)
+        return self._kernel
 
     def _store(self, steps: Tensor, scales: Tensor) -> None:
         """Lay the numbers out for the device they are on."""

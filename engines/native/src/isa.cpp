@@ -30,7 +30,7 @@ Isa current_isa() { return chosen.load(std::memory_order_relaxed); }
 }  // namespace outrider
 
 // What the Python side compares with its own number: calls and layouts of another one are not understood.
-OUTRIDER_EXPORT int32_t outrider_interface() { return 1; }
+OUTRIDER_EXPORT int32_t outrider_interface() { return 2; }
 
 // The instruction set in use: 0 portable, 1 AVX2, 2 AVX-512 with bf16 and VNNI.
 OUTRIDER_EXPORT int32_t outrider_isa() { return static_cast<int32_t>(outrider::current_isa()); }

@@ -1,7 +1,9 @@
-// RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + epsilon) * scale, in fp32 for either dtype, rounded once.
+// RMSNorm (arXiv 1910.07467): x / sqrt(mean(x^2) + epsilon) * scale, in fp32 for either dtype, rounded once; and the
+// sums of residuals that stand between norms.
 
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "common.h"
@@ -21,14 +23,26 @@ struct NormCall {
     int32_t num_threads;
 };
 
+struct AddCall {
+    const void* first;
+    const void* second;
+    void* sum;  // may be one of them
+    int64_t num_values;
+    Dtype dtype;
+    int32_t num_threads;
+};
+
 namespace portable {
 void norm(const NormCall& call);
+void add(const AddCall& call);
 }
 namespace avx2 {
 void norm(const NormCall& call);
+void add(const AddCall& call);
 }
 namespace avx512 {
 void norm(const NormCall& call);
+void add(const AddCall& call);
 }
 
 }  // namespace outrider
@@ -75,6 +89,24 @@ void norm_rows(const NormCall& call) {
 inline void norm_any(const NormCall& call) {
     if (call.dtype == Dtype::bf16) return norm_rows<bf16>(call);
     norm_rows<float>(call);
+}
+
+template <class Value>
+void add_values(const AddCall& call) {
+    const Value *first = static_cast<const Value*>(call.first), *second = static_cast<const Value*>(call.second);
+    Value* sum = static_cast<Value*>(call.sum);
+    const int64_t parts = (call.num_values + kValuesWorthThreads - 1) / kValuesWorthThreads;
+    parallel_for(call.num_threads, parts, [&](int64_t part) {
+        const int64_t begin = part * kValuesWorthThreads;
+        const int64_t end = std::min(call.num_values, begin + kValuesWorthThreads);
+#pragma omp simd
+        for (int64_t i = begin; i < end; ++i) store(sum + i, to_float(first[i]) + to_float(second[i]));
+    });
+}
+
+inline void add_any(const AddCall& call) {
+    if (call.dtype == Dtype::bf16) return add_values<bf16>(call);
+    add_values<float>(call);
 }
 
 }  // namespace outrider::OUTRIDER_ISA

@@ -19,6 +19,7 @@ from tests.engines.tiny_models import SUPPORTED, build
 
 pytestmark = pytest.mark.skipif(library() is None, reason="the kernels are not built")
 FUSED = {"llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "qwen3_moe", "mixtral"}
+WHOLE = {"llama", "qwen2", "qwen3", "mistral"}
 GATED = {"llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text"}
 
 
@@ -50,6 +51,7 @@ def test_logits_stay(name: str) -> None:
     assert done.norms > 0
     assert (done.attentions == 3) == (name in FUSED)
     assert (done.mlps == 3) == (name in GATED)
+    assert (done.layers == 3) == (name in WHOLE)
     torch.testing.assert_close(logits(model), before, rtol=1e-4, atol=1e-4)
 
 
@@ -152,8 +154,12 @@ def test_kinds_can_be_left_out() -> None:
     model = build(SUPPORTED["llama"]())
     assert optimize(model, ("norms", "mlps")) == Optimizations(mlps=3, norms=7)
     assert optimize(model, ("attentions",)) == Optimizations(attentions=3)
+    assert optimize(model, ("layers",)) == Optimizations(layers=3)
 
 
 def test_the_summary_counts() -> None:
     summary = optimize(build(SUPPORTED["llama"]())).summary()
-    assert summary == "3 attention blocks and 3 MLPs fused, 7 norms and 1 linears replaced by native kernels"
+    assert summary == (
+        "3 attention blocks and 3 MLPs fused, 7 norms and 1 linears replaced by native kernels, "
+        "3 layers in one call each"
+    )
