@@ -13,6 +13,7 @@ import statistics
 import time
 from array import array
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -32,6 +33,8 @@ from engines.attention.dispatch import ATTENTION_NAME, AttentionCall, attending,
 from engines.batch import BatchItem, RaggedBatch, build_batch
 from engines.causal_lm import row_logits
 from engines.loading import LoadedModel, inspect_model
+from engines.native.threads import reserved_for_kernels
+from engines.optimized.decoder_layer import stepping
 from engines.optimized.optimize import Kind, optimize
 
 _console = Console(stderr=True, width=140)
@@ -68,6 +71,7 @@ STAGES = (
     StageSpec("native norms", "native", ("linears", "norms")),
     StageSpec("fused MLPs", "native", ("linears", "norms", "mlps")),
     StageSpec("fused attention blocks", "native", ("linears", "norms", "mlps", "attentions")),
+    StageSpec("whole layers", "native", ("linears", "norms", "mlps", "attentions", "layers")),
 )
 
 
@@ -96,7 +100,10 @@ class Stage:
         self.name = spec.name
         self.loaded = inspect_model(model, weights_fingerprint=spec.name)
         self._backend: AttentionBackend = select_backend(spec.attention, _CPU)
-        optimize(model, spec.kinds)
+        done = optimize(model, spec.kinds)
+        # As the engine does it: where torch has next to nothing to do, its threads leave the cores to the kernels.
+        self._threads = nullcontext if done.leaves_matrices else reserved_for_kernels
+        self._steps = stepping if done.layers else lambda *_: nullcontext()
 
     def step(self, batch: RaggedBatch, caches: Caches) -> Tensor:
         """Logits of the batch's rows."""
@@ -116,7 +123,7 @@ class Stage:
                 sinks=call.sinks,
             )
 
-        with attending(attend):
+        with self._threads(), self._steps(batch, caches.layers), attending(attend):
             return row_logits(self.loaded.model, batch.input_ids, batch.positions, batch.logit_rows, selects_rows=True)
 
 

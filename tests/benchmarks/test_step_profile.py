@@ -44,7 +44,7 @@ def test_stages_compute_the_same_logits(stages: list[Stage], load: Load, rows: i
 
 def test_stages_are_what_their_names_say(stages: list[Stage]) -> None:
     packed = [any(isinstance(module, PackedLinear) for module in stage.loaded.model.modules()) for stage in stages]
-    assert packed == [False, False, True, True, True, True]
+    assert packed == [False, False, True, True, True, True, True]
 
 
 def test_sequences_have_blocks_of_their_own() -> None:
