@@ -13,45 +13,36 @@ from dataclasses import dataclass
 _NUM_EARLY_STEPS = 24
 _EARLY_PERIOD = 3
 _PLAIN_PERIOD = 64
-# A sequence that nothing was bought for so many times over is looked at every second step, then every fourth, ...
+# A sequence that nothing was bought for so many times over, though there was something, is looked at every second step,
+# then every fourth, ...
 _IDLE_STEPS = 4
 _MAX_REST_PERIOD = 8
-# After so many steps that took longer, all told, than plain ones would have, everybody rests; twice as long next time.
-# Where all of them were plain, what looking cost is known and not estimated, so that fewer will do.
-_TRIAL_STEPS = 12
-_PLAIN_TRIAL_STEPS = 4
+# Once the steps in which drafts were looked for have lost so much of a step, all told, beside plain ones, everybody
+# rests; twice as long next time. What costs a twentieth is found out in some six steps, what costs a fiftieth in
+# thirty, in which drafts that are found now and then have time to pay. As much of a gain is remembered. One step says
+# little: the machine may have been held up in it.
+_MAX_LOSS = 0.3
+_MAX_LOSS_OF_ONE = 0.1
+_MIN_GAIN = 0.99
 _FIRST_REST = 12
 _MAX_REST = 96
-_MIN_GAIN = 0.99
 
 
 @dataclass(slots=True)
 class _Trial:
-    """Whether looking for drafts pays under one load: seconds over the steps of the trial, and the rest after it."""
+    """Whether looking for drafts pays under one load: a bounded sum of losses (CUSUM, Page 1954), and the rest."""
 
-    plain_s: float = 0.0
-    spent_s: float = 0.0
-    num_judged: int = 0
-    num_plain: int = 0
+    lost: float = 0.0
     num_to_rest: int = 0
     rest: int = _FIRST_REST
 
-    def judge(self, plain_s: float, spent_s: float, was_plain: bool) -> None:
-        self.plain_s += plain_s
-        self.spent_s += spent_s
-        self.num_judged += 1
-        self.num_plain += was_plain
-        if self.num_judged >= _TRIAL_STEPS or self.num_plain == self.num_judged >= _PLAIN_TRIAL_STEPS:
-            self._conclude()
-
-    def _conclude(self) -> None:
-        if self.plain_s < _MIN_GAIN * self.spent_s:
-            self.num_to_rest = self.rest
+    def judge(self, plain_s: float, spent_s: float) -> None:
+        self.lost += min(_MIN_GAIN - plain_s / spent_s, _MAX_LOSS_OF_ONE)
+        if self.lost > _MAX_LOSS:
+            self.lost, self.num_to_rest = 0.0, self.rest
             self.rest = min(2 * self.rest, _MAX_REST)
-        else:
-            self.rest = _FIRST_REST
-        self.plain_s = self.spent_s = 0.0
-        self.num_judged = self.num_plain = 0
+        elif self.lost < -_MAX_LOSS:
+            self.lost, self.rest = -_MAX_LOSS, _FIRST_REST
 
 
 class Pace:
@@ -101,7 +92,7 @@ class Pace:
         return self._num_since_plain >= _PLAIN_PERIOD
 
     def note(self, seq_id: int, *, bought: bool) -> None:
-        """A sequence was looked at, and something was bought for it, or nothing."""
+        """Of what could be drafted for a sequence something was bought, or nothing."""
         self._num_idle[seq_id] = 0 if bought else self._num_idle.get(seq_id, 0) + 1
 
     def end_step(self, *, was_plain: bool) -> None:
@@ -109,12 +100,10 @@ class Pace:
         self._num_steps += 1
         self._num_since_plain = 0 if was_plain else self._num_since_plain + 1
 
-    def judge(self, plain_s: float, spent_s: float, *, was_plain: bool = False) -> None:
-        """A step took `spent_s` with all that drafting needs, where `plain_s` is believed of plain decoding.
-
-        `was_plain`: nothing was verified, so that `plain_s` is what its forward took.
-        """
-        self._trial.judge(plain_s, spent_s, was_plain)
+    def judge(self, plain_s: float, spent_s: float) -> None:
+        """A step took `spent_s` with all that drafting needs, where `plain_s` is believed of plain decoding."""
+        if plain_s > 0:
+            self._trial.judge(plain_s, spent_s)
 
     def forget(self, seq_id: int) -> None:
         """Drop all state of a sequence that has ended."""

@@ -165,10 +165,12 @@ class Speculator:
         self._look_up(cases)
         if self._prices.verify.is_known and not (self.policy.explores and self._pace.is_plain_due):
             self._market = self._prices.market(self._load, sum(case.request.max_drafts for case in cases))
-            orders = self.policy.order([self._option(case) for case in cases], self._market)
-            for case, order in zip(cases, orders, strict=True):
+            options = [self._option(case) for case in cases]
+            orders = self.policy.order(options, self._market)
+            for case, option, order in zip(cases, options, orders, strict=True):
                 case.order = order
-                self._pace.note(case.request.seq_id, bought=order.num_drafts > 0)
+                if option.found or option.model:  # lookups that find nothing now may find something next
+                    self._pace.note(case.request.seq_id, bought=order.num_drafts > 0)
         self._order_probe(cases)
 
     def _look_up(self, cases: Sequence[_Case]) -> None:
@@ -245,11 +247,13 @@ class Speculator:
 
     def _judge_step(self, verdicts: Sequence[Verdict], num_tokens: int, verify_s: float, spent_s: float) -> None:
         """Compare what a step took, all told, with what plain decoding needs for what it emitted."""
-        was_plain = num_tokens == self._load.num_tokens
-        num_emitted = sum(verdict.num_new for verdict in verdicts if verdict.was_decoding)
-        plain_s = verify_s if was_plain else self._prices.plain_s(self._load, num_emitted)
+        if num_tokens == self._load.num_tokens:
+            plain_s = verify_s  # nothing was verified: what looking cost is known, and no estimate
+        else:
+            num_emitted = sum(verdict.num_new for verdict in verdicts if verdict.was_decoding)
+            plain_s = self._prices.plain_s(self._load, num_emitted)
         if self.policy.explores:  # a fixed length says nothing of what an adaptive one would bring
-            self._pace.judge(plain_s, spent_s, was_plain=was_plain)
+            self._pace.judge(plain_s, spent_s)
         self.plain_time_s += plain_s
         self.time_s += spent_s
 
