@@ -13,11 +13,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+
+from engines.staging import send
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,41 +67,45 @@ class BatchItem:
 
 
 def build_batch(items: Sequence[BatchItem], block_size: int, device: torch.device) -> RaggedBatch:
-    """The items' rows one after another, as tensors on `device`."""
+    """The items' rows one after another, as tensors on `device`, sent in one copy."""
     q_lens = tuple(item.q_len for item in items)
     kv_lens = tuple(item.start + item.q_len for item in items)
     ends = np.cumsum(q_lens)
-    input_ids = np.concatenate([np.array((*item.token_ids[item.start : item.stop], *item.drafts)) for item in items])
-    positions = np.concatenate([np.arange(kv - q, kv) for q, kv in zip(q_lens, kv_lens, strict=True)])
-    tables = np.zeros((len(items), max(-(-kv // block_size) for kv in kv_lens)), dtype=np.int32)
-    for row, (item, kv_len) in enumerate(zip(items, kv_lens, strict=True)):
-        num_blocks = -(-kv_len // block_size)
-        tables[row, :num_blocks] = np.frombuffer(item.block_table, dtype=np.int32, count=num_blocks)
-    row_of_token = np.repeat(np.arange(len(items)), q_lens)
-    slots = tables[row_of_token, positions // block_size].astype(np.int64) * block_size + positions % block_size
-    logit_rows = [
-        row
-        for item, end in zip(items, ends, strict=True)
-        for row in (*range(end - item.num_logit_rows, end), *([end - 1] * item.num_copies))
-    ]
-
-    def tensor(values: npt.ArrayLike, dtype: torch.dtype) -> Tensor:
-        return to_device(torch.as_tensor(np.asarray(values)).to(dtype), device)
-
-    return RaggedBatch(
-        input_ids=tensor(input_ids, torch.int64),
-        positions=tensor(positions, torch.int64),
-        slot_mapping=tensor(slots, torch.int64),
-        cu_seqlens_q=tensor(np.concatenate(([0], ends)), torch.int32),
-        kv_lens=tensor(kv_lens, torch.int32),
-        block_table=tensor(tables, torch.int32),
-        logit_rows=tensor(logit_rows, torch.int64),
-        q_lens_cpu=q_lens,
-        kv_lens_cpu=kv_lens,
-        block_size=block_size,
-    )
+    # Where each sequence's position 0 would lie among the rows: position = row - origin.
+    positions = np.arange(ends[-1]) - np.repeat(ends - np.array(kv_lens), q_lens)
+    tables = _block_tables(items, [-(-kv_len // block_size) for kv_len in kv_lens])
+    blocks = tables[np.repeat(np.arange(len(items)), q_lens), positions // block_size]
+    arrays = {
+        "input_ids": np.array(_token_ids(items), np.int64),
+        "positions": positions,
+        "slot_mapping": blocks.astype(np.int64) * block_size + positions % block_size,
+        "cu_seqlens_q": np.concatenate(([0], ends)).astype(np.int32),
+        "kv_lens": np.array(kv_lens, np.int32),
+        "block_table": tables,
+        "logit_rows": np.array(_logit_rows(items, ends.tolist()), np.int64),
+    }
+    sent: dict[str, Any] = dict(zip(arrays, send(list(arrays.values()), device), strict=True))
+    return RaggedBatch(**sent, q_lens_cpu=q_lens, kv_lens_cpu=kv_lens, block_size=block_size)
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on `device`; to a GPU through pinned memory, so that the host does not wait for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+def _token_ids(items: Sequence[BatchItem]) -> list[int]:
+    token_ids: list[int] = []
+    for item in items:
+        token_ids += item.token_ids[item.start : item.stop]
+        token_ids += item.drafts
+    return token_ids
+
+
+def _block_tables(items: Sequence[BatchItem], num_blocks: Sequence[int]) -> npt.NDArray[np.int32]:
+    tables = np.zeros((len(items), max(num_blocks)), np.int32)
+    for row, item, num in zip(tables, items, num_blocks, strict=True):
+        row[:num] = np.frombuffer(item.block_table, np.int32, num)
+    return tables
+
+
+def _logit_rows(items: Sequence[BatchItem], ends: Sequence[int]) -> list[int]:
+    rows: list[int] = []
+    for item, end in zip(items, ends, strict=True):
+        rows += range(end - item.num_logit_rows, end)
+        rows += [end - 1] * item.num_copies
+    return rows

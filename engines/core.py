@@ -1,40 +1,52 @@
-"""The engine step: schedule, draft, forward, verify, commit. No threads, no asyncio; one caller at a time."""
+"""The engine step: schedule, draft, forward, verify, commit, tell. No threads, no asyncio; one caller at a time.
+
+A CPU runs a step while the host waits. Elsewhere the device is given the next step as soon as the tokens of the last
+are known, and the host makes their text meanwhile:
+
+    host      launch 1 | wait       | commit 1, launch 2 | tell 1 | wait       | commit 2, launch 3 | tell 2 | ...
+    device             | step 1 ... |                    | step 2 ............ |                    | step 3 ...
+
+A sequence whose text turns out to end at a stop string, or that is aborted, may be in flight then: its rows are dropped
+on landing. Its blocks are free at once, since the device writes to them before any step that is launched later.
+"""
 
 from __future__ import annotations
 
 import itertools
-import os
 import time
+from collections.abc import Iterable
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
-from drafting.noise import choice_seed, request_seed
 from drafting.protocol import Draft, Verdict
 from drafting.speculator import Chosen
 from drafting.verify import accepted_prefix
 from engines.admission import Limits, check_request
 from engines.batch import build_batch
-from engines.block_hash import root_hash
 from engines.block_pool import BlockPool
+from engines.counters import Counters
+from engines.drawn import Drawn, SampledToken
 from engines.kv_cache import KVCacheManager
-from engines.logits import TokenHistory, needs_history
 from engines.model_runner import Runner
-from engines.output import absorb
-from engines.sampler import SampledToken, Sampler
+from engines.output import Taken, take, tell
+from engines.requests import Requests
+from engines.sampler import Sampler
 from engines.scheduler import Scheduled, Scheduler
-from engines.sequence import Sequence
+from engines.sequence import Sequence, Status
 from engines.share import Share
 from engines.speculation import Speculation, SpeculativeDecoding
-from engines.text_stream import TextStream
 from engines.tokenizer import Tokenizer
 from engines.types import Delta, EngineStats, GenerateRequest
 
 
 @dataclass(frozen=True, slots=True)
 class CoreSettings:
-    """The resolved numbers of one engine. `model` is the identity of weights and dtype at the root of block hashes."""
+    """The resolved numbers of one engine. `model` is the identity of weights and dtype at the root of block hashes.
+
+    `device` is where the runner's model is; what is not a CPU runs behind the host.
+    """
 
     model: str
     limits: Limits
@@ -46,26 +58,17 @@ class CoreSettings:
 
 
 @dataclass(slots=True)
-class _Request:
-    """A request's choices under way. Choices beyond the first join when the first one's prompt is computed."""
+class _Flight:
+    """A step that was launched. `num_rows` of `drawn` are each share's, fixed here: a sequence may end meanwhile."""
 
-    request: GenerateRequest
-    sequences: list[Sequence] = field(default_factory=list)
-    num_finished: int = 0
+    shares: list[Share]
+    num_rows: list[int]
+    drawn: Drawn
+    started_s: float
 
-
-@dataclass(slots=True)
-class _Counters:
-    steps: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    preemptions: int = 0
-    finished: int = 0
-    aborted: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    step_time_s: float = 0.0
+    @property
+    def num_tokens(self) -> int:
+        return sum(share.num_tokens for share in self.shares)
 
 
 class EngineCore:
@@ -80,6 +83,7 @@ class EngineCore:
     ) -> None:
         limits = settings.limits
         self._settings = settings
+        self._overlaps = settings.device.type != "cpu"
         self._runner = runner
         self._tokenizer = tokenizer
         self._sampler = Sampler(vocab_size=limits.vocab_size)
@@ -92,14 +96,14 @@ class EngineCore:
             max_num_batched_tokens=settings.max_num_batched_tokens,
             drafts_wanted=self._speculation.allowances,
         )
-        self._requests: dict[int, _Request] = {}
-        self._key_of: dict[int, int] = {}  # seq_id -> request key
-        self._seq_ids = itertools.count()
-        self._count = _Counters()
+        self._requests = Requests(settings.model, settings.eos_token_ids, tokenizer)
+        self._flight: _Flight | None = None
+        self._untold: list[tuple[int, Taken]] = []  # of the last step, by request key
+        self._count = Counters()
 
     @property
     def has_work(self) -> bool:
-        return self._scheduler.has_work
+        return self._scheduler.has_work or self._flight is not None or bool(self._untold)
 
     @property
     def runner(self) -> Runner:
@@ -109,149 +113,101 @@ class EngineCore:
     def add(self, key: int, request: GenerateRequest, arrival_s: float) -> None:
         """Queue a request that arrived at `arrival_s` (monotonic seconds). Raises as check_request does."""
         token_ids = check_request(request, self._settings.limits)
-        seed = request.sampling.seed
-        seed = int.from_bytes(os.urandom(8), "little") if seed is None else seed
-        state = _Request(request)
         # One level of priority is worth so many seconds of waiting: an order that starves nobody.
         order = (arrival_s + request.priority * self._settings.priority_step_s, key)
-        first = self._sequence(key, state, 0, choice_seed(request_seed(seed), 0), order, token_ids)
-        first.num_pending_forks = request.n - 1
-        self._requests[key] = state
+        first = self._requests.open(key, request, token_ids, order)
         self._count.prompt_tokens += len(token_ids)
         self._scheduler.add(first)
 
     def abort(self, key: int) -> None:
         """Forget a request and free its blocks; unknown or finished requests are ignored."""
-        state = self._requests.pop(key, None)
-        if state is None:
-            return
-        self._count.aborted += 1
-        self._retire(state.sequences)
+        if key in self._requests:
+            self._count.aborted += 1
+            self._retire(self._requests.drop(key))
 
     def step(self) -> list[tuple[int, tuple[Delta, ...]]]:
-        """Run one step; the news of each request that has any, by its key."""
+        """Run one step; the news of each request that has any, by its key.
+
+        On a CPU they are those of this very step. Elsewhere it is launched, and they are those of the step before.
+        """
+        self.wait()
         started = time.perf_counter()
-        plan = self._scheduler.schedule()
-        if plan.copies:
-            self._copy_blocks(plan.copies)
-        chosen = self._speculation.draft(plan.scheduled)
-        shares = [Share(item, chosen.get(item.sequence.seq_id), self._forks(item)) for item in plan.scheduled]
-        verifying = time.perf_counter()
-        sampled = self._forward(shares)
-        verify_s = time.perf_counter() - verifying
-        news, verdicts = self._commit(shares, sampled)
-        self._speculation.settle(verdicts, sum(share.num_tokens for share in shares), verify_s)
-        answers = [(key, self._close_finished(key, deltas)) for key, deltas in news.items()]
-        self._count.steps += 1
-        self._count.preemptions += plan.num_preempted
+        if self._scheduler.has_work:
+            self._flight = self._launch()
+            if not self._overlaps:
+                self._land()
+        news = self._tell()
         self._count.step_time_s += time.perf_counter() - started
-        return answers
+        return news
+
+    def wait(self) -> None:
+        """Wait for the step in flight, if there is one, and commit its tokens.
+
+        `step` begins with it. Whoever comes or goes between the two still changes what is launched next.
+        """
+        if self._flight is not None:
+            started = time.perf_counter()
+            self._land()
+            self._count.step_time_s += time.perf_counter() - started
 
     def stats(self) -> EngineStats:
-        count = self._count
-        return EngineStats(
-            num_running=self._scheduler.num_running,
-            num_waiting=self._scheduler.num_waiting,
-            num_blocks_total=self._pool.num_blocks,
-            num_blocks_used=self._pool.num_used,
-            num_blocks_cached=self._pool.num_cached,
-            num_steps=count.steps,
-            num_prompt_tokens=count.prompt_tokens,
-            num_cached_tokens=count.cached_tokens,
-            num_generated_tokens=count.generated_tokens,
-            num_preemptions=count.preemptions,
-            num_finished=count.finished,
-            num_aborted=count.aborted,
-            num_drafted_tokens=count.drafted,
-            num_accepted_tokens=count.accepted,
-            step_time_s=count.step_time_s,
-            speculation_time_s=self._speculation.speculator.time_s,
-            speculation_plain_time_s=self._speculation.speculator.plain_time_s,
-            num_speculation_failures=self._speculation.num_failures,
-            drafters=self._speculation.stats(),
-        )
+        return self._count.snapshot(self._scheduler, self._pool, self._speculation)
 
-    def _sequence(
-        self, key: int, state: _Request, index: int, seed: int, order: tuple[float, int], token_ids: SequenceOf[int]
-    ) -> Sequence:
-        sampling = state.request.sampling
-        eos = frozenset() if sampling.ignore_eos else self._settings.eos_token_ids
-        stop_ids = eos | frozenset(sampling.stop_token_ids)
-        sequence = Sequence(
-            seq_id=next(self._seq_ids),
-            request=state.request,
-            index=index,
-            seed=seed,
-            order=order,
-            token_ids=list(token_ids),
-            num_prompt_tokens=len(token_ids),
-            root=root_hash(self._settings.model, salt=state.request.cache_salt),
-            text=TextStream(self._tokenizer, sampling.stop, token_ids),
-            history=TokenHistory(token_ids) if needs_history(sampling) else None,
-            suppressed=tuple(sorted(stop_ids)) if sampling.min_tokens else (),
-            stop_ids=stop_ids,
-        )
-        state.sequences.append(sequence)
-        self._key_of[sequence.seq_id] = key
-        return sequence
+    def _launch(self) -> _Flight:
+        """Schedule, draft, and give the device the forward and the sampling."""
+        plan = self._scheduler.schedule()
+        self._count.preemptions += plan.num_preempted
+        if plan.copies:
+            self._runner.copy_blocks(plan.copies)
+            self._speculation.copy_blocks(plan.copies)
+        chosen = self._speculation.draft(plan.scheduled)
+        shares = [Share(item, chosen.get(item.sequence.seq_id), self._forks(item)) for item in plan.scheduled]
+        started_s = time.perf_counter()
+        items = [share.batch_item() for share in shares]
+        logits = self._runner.forward(build_batch(items, self._settings.limits.block_size, self._settings.device))
+        rows = [share.sample_rows() for share in shares]
+        drawn = self._sampler.draw(logits, list(itertools.chain.from_iterable(rows)))
+        return _Flight(shares, [len(own) for own in rows], drawn, started_s)
 
     def _forks(self, item: Scheduled) -> list[Sequence]:
         """The choices that begin in this step, because it completes the prompt they share."""
-        parent = item.sequence
-        if not (parent.num_pending_forks and item.reaches_end):
-            return []
-        key = self._key_of[parent.seq_id]
-        prompt = parent.token_ids[: parent.num_prompt_tokens]
-        forks = []
-        for index in range(1, parent.num_pending_forks + 1):
-            seed = choice_seed(parent.seed, index)
-            fork = self._sequence(key, self._requests[key], index, seed, parent.order, prompt)
-            fork.num_cached_tokens = parent.num_cached_tokens
-            forks.append(fork)
-        return forks
+        return self._requests.forks(item.sequence) if item.sequence.num_pending_forks and item.reaches_end else []
 
-    def _copy_blocks(self, copies: SequenceOf[tuple[int, int]]) -> None:
-        self._runner.copy_blocks(copies)
-        self._speculation.copy_blocks(copies)
-
-    def _forward(self, shares: SequenceOf[Share]) -> list[SampledToken]:
-        """One forward of the shares' tokens, and a sampled token for each of their rows."""
-        items = [share.batch_item() for share in shares]
-        logits = self._runner.forward(build_batch(items, self._settings.limits.block_size, self._settings.device))
-        rows = [row for share in shares for row in share.sample_rows()]
-        return self._sampler.sample(logits, rows) if rows else []
-
-    def _commit(
-        self, shares: SequenceOf[Share], sampled: SequenceOf[SampledToken]
-    ) -> tuple[dict[int, list[Delta]], list[Verdict]]:
-        """Verify each share's drafts, keep what stands, start its forks; the news by request key, and the verdicts."""
-        news: dict[int, list[Delta]] = {}
+    def _land(self) -> None:
+        """Read the tokens of the step in flight and commit them."""
+        flight, self._flight = self._flight, None
+        assert flight is not None
+        rows = iter(flight.drawn.read())
+        verify_s = time.perf_counter() - flight.started_s
         verdicts: list[Verdict] = []
-        rows = iter(sampled)
-        for share in shares:
-            own = list(itertools.islice(rows, share.num_rows))
-            sequence = share.item.sequence
-            if not own:
-                self._scheduler.advance(share.item, [], 0)
-                continue
-            num_accepted = accepted_prefix(share.drafts, [token.token_id for token in own])
-            self._judge(sequence, share.drafts, num_accepted)
-            num_known = sequence.num_tokens
-            delta = self._keep(share, own[: num_accepted + 1], num_accepted)
-            news.setdefault(self._key_of[sequence.seq_id], []).append(delta)
-            verdicts.append(
-                _verdict(
-                    sequence,
-                    sequence.num_tokens - num_known,
-                    self._speculation.tenant(sequence),
-                    share.chosen,
-                    num_accepted,
-                )
-            )
-            for fork in share.forks:
-                news[self._key_of[fork.seq_id]].append(self._start_fork(sequence, fork, next(rows)))
-                verdicts.append(_verdict(fork, fork.num_output_tokens, self._speculation.tenant(fork)))
-        return news, verdicts
+        for share, num_rows in zip(flight.shares, flight.num_rows, strict=True):
+            sampled = list(itertools.islice(rows, num_rows))
+            if share.item.sequence.status is not Status.FINISHED:
+                verdicts += self._commit(share, sampled)
+        self._speculation.settle(verdicts, flight.num_tokens, verify_s)
+        self._retire(taken.sequence for _, taken in self._untold if taken.finish)
+        self._count.steps += 1
+
+    def _commit(self, share: Share, sampled: SequenceOf[SampledToken]) -> list[Verdict]:
+        """Verify a share's drafts, keep what stands, start its forks; the verdicts."""
+        if not sampled:
+            self._scheduler.advance(share.item, [], 0)
+            return []
+        sequence, drafts = share.item.sequence, share.drafts
+        own, of_forks = sampled[: 1 + len(drafts)], sampled[1 + len(drafts) :]
+        num_accepted = accepted_prefix(drafts, [token.token_id for token in own])
+        self._judge(sequence, drafts, num_accepted)
+        if sequence.num_output_tokens == 0:
+            self._count.cached_tokens += sequence.num_cached_tokens
+        taken = take(sequence, own[: num_accepted + 1], share.source, num_accepted)
+        self._scheduler.advance(share.item, taken.token_ids, num_accepted)
+        verdicts = [self._note(taken, share.chosen, num_accepted)]
+        for fork, token in zip(share.forks, of_forks, strict=True):
+            first = take(fork, [token])
+            self._scheduler.fork(sequence, fork)
+            fork.token_ids.extend(first.token_ids)
+            verdicts.append(self._note(first))
+        return verdicts
 
     def _judge(self, sequence: Sequence, drafts: tuple[int, ...], num_accepted: int) -> None:
         sequence.num_accepted_drafts += num_accepted
@@ -259,56 +215,46 @@ class EngineCore:
         self._count.drafted += len(drafts)
         self._count.accepted += num_accepted
 
-    def _keep(self, share: Share, sampled: SequenceOf[SampledToken], num_accepted: int) -> Delta:
-        sequence = share.item.sequence
-        if sequence.num_output_tokens == 0:
-            self._count.cached_tokens += sequence.num_cached_tokens
-        kept, delta = absorb(sequence, sampled, self._tokenizer, share.source, num_accepted)
-        self._observe(sequence, kept)
-        self._scheduler.advance(share.item, kept, num_accepted)
-        return delta
-
-    def _start_fork(self, parent: Sequence, fork: Sequence, sampled: SampledToken) -> Delta:
-        kept, delta = absorb(fork, [sampled], self._tokenizer)
-        self._observe(fork, kept)
-        self._scheduler.fork(parent, fork)
-        fork.token_ids.extend(kept)
-        return delta
-
-    def _observe(self, sequence: Sequence, kept: SequenceOf[int]) -> None:
-        self._count.generated_tokens += len(kept)
+    def _note(self, taken: Taken, chosen: Chosen | None = None, num_accepted: int = 0) -> Verdict:
+        """Remember what has to be told, and what it means to the drafters."""
+        sequence, token_ids = taken.sequence, taken.token_ids
         if sequence.history is not None:
-            for token_id in kept:
+            for token_id in token_ids:
                 sequence.history.observe(token_id)
+        self._untold.append((self._requests.key_of(sequence), taken))
+        return Verdict(
+            seq_id=sequence.seq_id,
+            token_ids=sequence.token_ids,
+            num_prompt_tokens=sequence.num_prompt_tokens,
+            num_new=len(token_ids),
+            draft=chosen.draft if chosen else Draft(),
+            source=chosen.source if chosen else None,
+            num_accepted=num_accepted,
+            tenant=self._speculation.tenant(sequence),
+        )
 
-    def _close_finished(self, key: int, deltas: list[Delta]) -> tuple[Delta, ...]:
-        state = self._requests[key]
-        done = {delta.index for delta in deltas if delta.finish_reason is not None}
-        if done:
-            self._retire([sequence for sequence in state.sequences if sequence.index in done])
-            state.num_finished += len(done)
-            if state.num_finished == state.request.n:
-                del self._requests[key]
-                self._count.finished += 1
-        return tuple(deltas)
+    def _tell(self) -> list[tuple[int, tuple[Delta, ...]]]:
+        """The news of the last step that landed, less those of requests that were aborted since."""
+        untold, self._untold = self._untold, []
+        news: dict[int, list[Delta]] = {}
+        for key, taken in untold:
+            if key in self._requests:
+                news.setdefault(key, []).append(self._delta(taken))
+        for key, deltas in news.items():
+            num_finished = sum(delta.finish_reason is not None for delta in deltas)
+            self._count.finished += self._requests.note_finished(key, num_finished)
+        return [(key, tuple(deltas)) for key, deltas in news.items()]
 
-    def _retire(self, sequences: SequenceOf[Sequence]) -> None:
-        self._scheduler.finish(sequences)
-        for sequence in sequences:
-            if self._key_of.pop(sequence.seq_id, None) is not None:
-                self._speculation.forget(sequence.seq_id)
+    def _delta(self, taken: Taken) -> Delta:
+        delta = tell(taken, self._tokenizer)
+        self._count.generated_tokens += len(delta.token_ids)
+        if delta.finish_reason is not None and taken.finish is None:  # by a stop string
+            self._retire([taken.sequence])
+        return delta
 
-
-def _verdict(
-    sequence: Sequence, num_new: int, tenant: str | None, chosen: Chosen | None = None, num_accepted: int = 0
-) -> Verdict:
-    return Verdict(
-        seq_id=sequence.seq_id,
-        token_ids=sequence.token_ids,
-        num_prompt_tokens=sequence.num_prompt_tokens,
-        num_new=num_new,
-        draft=chosen.draft if chosen else Draft(),
-        source=chosen.source if chosen else None,
-        num_accepted=num_accepted,
-        tenant=tenant,
-    )
+    def _retire(self, sequences: Iterable[Sequence]) -> None:
+        """End sequences, in flight or not, and free their blocks; ending one twice is harmless."""
+        ended = list(sequences)
+        self._scheduler.finish(ended)
+        for sequence in ended:
+            self._speculation.forget(sequence.seq_id)

@@ -68,12 +68,12 @@ class DraftReader:
         """What the target would say if these were its logits [num_readings, vocab]."""
         if not readings:
             return []
-        rows = [sample_row(self._sequences[reading.seq_id], reading.drafts, logprobs=False) for reading in readings]
-        token_ids = [token.token_id for token in self._sampler.sample(logits, rows)]
-        chosen = torch.tensor(token_ids, device=logits.device)
+        rows = [sample_row(self._sequences[reading.seq_id], reading.drafts) for reading in readings]
+        chosen = self._sampler.choose(logits, rows)
         # A model that overflows says NaN: no belief, and nothing to stop the engine for.
-        beliefs = _probabilities(logits, chosen).nan_to_num().tolist()
-        return [Guess(token_id, belief) for token_id, belief in zip(token_ids, beliefs, strict=True)]
+        beliefs = _probabilities(logits, chosen).nan_to_num()
+        token_ids, probabilities = torch.stack((chosen.double(), beliefs.double())).cpu().tolist()  # one read for both
+        return [Guess(int(token_id), belief) for token_id, belief in zip(token_ids, probabilities, strict=True)]
 
 
 def _probabilities(logits: Tensor, token_ids: Tensor) -> Tensor:

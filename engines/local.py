@@ -3,7 +3,7 @@
 asyncio side                                   loop thread
 generate() -- Add(key, request) -->  inbox  --> core.add
            -- Abort(key) --------->         --> core.abort          between two steps
-           <-- deltas ------------- mailbox <-- core.step
+           <-- deltas ------------- mailbox <-- core.step           on a GPU, while the next step runs there
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from drafting.speculator import Speculator
 from engines.admission import Limits, check_request
+from engines.block_journal import BlockObserver
 from engines.config import LocalEngineConfig
 from engines.core import EngineCore
 from engines.errors import EngineDeadError, EngineError, EngineOverloadedError
@@ -40,9 +41,14 @@ def _nothing() -> None:
     pass
 
 
+def _unwatched(observer: BlockObserver) -> None:
+    raise EngineError("This engine has no prefix cache to watch.")
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedEngine:
-    """What loading yields: the step, what it can hold, what it is, and how to keep what it has learnt on disk.
+    """What loading yields: the step, what it can hold, what it is, how to keep what it has learnt on disk, and how to
+    watch its prefix cache.
 
     `speculator` is the step's own: it is touched between two steps, if at all.
     """
@@ -52,6 +58,7 @@ class LoadedEngine:
     limits: Limits
     card: ModelCard
     keep: Callable[[], None] = _nothing
+    watch: Callable[[BlockObserver], None] = _unwatched
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,7 @@ class LocalEngine:
     ) -> None:
         self._config = config
         self._load = load or _load_engine
+        self._observer: BlockObserver | None = None
         self._inbox: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
         self._mailboxes: dict[int, Mailbox] = {}  # touched on the asyncio side only
         self._keys = itertools.count()
@@ -88,6 +96,11 @@ class LocalEngine:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._dead: EngineDeadError | None = None
         self._is_orphaned = False  # the event loop was closed before the engine; touched on the loop thread only
+
+    def watch_blocks(self, observer: BlockObserver) -> None:
+        """Have the loop thread tell `observer` what the prefix cache gains and loses. To be called before `start`."""
+        assert self._thread is None
+        self._observer = observer
 
     async def start(self) -> ModelCard:
         """Load the model and start the loop thread. Raises ModelLoadError, EngineDeadError after `close`."""
@@ -172,6 +185,8 @@ class LocalEngine:
         """The loop thread: load, then step until stopped."""
         try:
             loaded = self._load(self._config)
+            if self._observer is not None:
+                loaded.watch(self._observer)
         except BaseException as error:  # noqa: BLE001 - the thread's border: the waiting `start` raises it
             self._post(self._fail_start, error)
             return
@@ -192,7 +207,11 @@ class LocalEngine:
             self._post(self._die, dead)
 
     def _receive(self, core: EngineCore) -> bool:
-        """Take all messages, waiting for one while there is no work; False when told to stop."""
+        """Take all messages, waiting for one while there is no work; False when told to stop.
+
+        A step in flight lands first, so that the next one already knows of whoever has come during it.
+        """
+        core.wait()
         while True:
             try:
                 message = self._inbox.get(block=not core.has_work)

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engines.staging import send
 from engines.types import SamplingParams
 
 # Below this the law is greedy to within the precision of logits; dividing by less would only amplify rounding.
@@ -138,10 +139,8 @@ def _entries(
     columns = np.concatenate(list(tokens.values()))
     valid = (columns >= 0) & (columns < logits.shape[1])
 
-    def to_device(array: NDArray[np.int64] | NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(array[valid]).to(logits.device)
-
-    return (to_device(rows), to_device(columns)), [to_device(value) for value in values]
+    on_device = send([array[valid] for array in (rows, columns, *values)], logits.device)
+    return (on_device[0], on_device[1]), on_device[2:]
 
 
 def ensure_choice(logits: Tensor) -> None:
@@ -154,14 +153,15 @@ def ensure_choice(logits: Tensor) -> None:
     logits[:, 0].masked_fill_(no_choice, 0.0)
 
 
-def scale(logits: Tensor, temperatures: Sequence[float]) -> Tensor:
+def scale(logits: Tensor, temperatures: Tensor) -> Tensor:
     """Scores (logits - row maximum) / temperature, [num_rows, vocab], in place; the best is exactly 0.
 
-    `temperatures` are at least MIN_TEMPERATURE, and every row has a token that is not banned (`ensure_choice`).
+    `temperatures`, float32 [num_rows], are at least MIN_TEMPERATURE, and every row has a token that is not banned
+    (`ensure_choice`).
     """
     # Subtracting first keeps the differences exact and lets a division overflow to -inf only.
     logits -= logits.amax(-1, keepdim=True)
-    logits /= _column(temperatures, logits)
+    logits /= temperatures[:, None]
     return logits
 
 
@@ -170,33 +170,41 @@ def floors(scores: Tensor, rows: Sequence[SamplingParams]) -> Tensor:
 
     top-p works on what top-k left, renormalised; min-p compares with the best token, which is always kept.
     """
-    best = _column([math.log(row.min_p) if row.min_p > 0 else _NEG_INF for row in rows], scores)[:, 0]
-    top_k = torch.full_like(best, _NEG_INF)
     by_count = [i for i, row in enumerate(rows) if 0 < row.top_k < scores.shape[1]]
     by_mass = [i for i, row in enumerate(rows) if row.top_p < 1.0]
+    numbers = (
+        np.array([math.log(row.min_p) if row.min_p > 0 else _NEG_INF for row in rows], np.float32),
+        np.array(by_count, np.int64),
+        np.array([rows[i].top_k for i in by_count], np.int64),
+        np.array(by_mass, np.int64),
+        np.array([rows[i].top_p for i in by_mass], np.float64),
+    )
+    best, few, counts, many, masses = send(numbers, scores.device)
+    top_k = torch.full_like(best, _NEG_INF)
     if by_count:
-        index = _index(by_count, scores)
-        top_k[index] = _top_k_floor(scores[index], [rows[i].top_k for i in by_count])
+        top_k[few] = _top_k_floor(scores[few], counts, max(rows[i].top_k for i in by_count))
     if by_mass:
-        index = _index(by_mass, scores)
-        kept = scores[index]
-        kept.masked_fill_(kept < top_k[index, None], _NEG_INF)
-        best[index] = best[index].maximum(_top_p_floor(kept, [rows[i].top_p for i in by_mass]))
+        kept = scores[many]
+        kept.masked_fill_(kept < top_k[many, None], _NEG_INF)
+        best[many] = best[many].maximum(_top_p_floor(kept, masses))
     return best.maximum(top_k)
 
 
-def _top_k_floor(scores: Tensor, top_k: Sequence[int]) -> Tensor:
-    """The k-th largest score of each row, [num_rows]."""
-    best = scores.topk(max(top_k)).values
-    return best.gather(1, _index(top_k, scores)[:, None] - 1)[:, 0]
+def _top_k_floor(scores: Tensor, top_k: Tensor, largest: int) -> Tensor:
+    """The k-th largest score of each row, [num_rows]; `top_k` int64 [num_rows], the largest of which the host knows."""
+    best = scores.topk(largest).values
+    return best.gather(1, top_k[:, None] - 1)[:, 0]
 
 
-def _top_p_floor(scores: Tensor, top_p: Sequence[float]) -> Tensor:
-    """The score at which the mass of the better tokens and its own reaches `top_p` (arXiv 1904.09751), [num_rows]."""
+def _top_p_floor(scores: Tensor, top_p: Tensor) -> Tensor:
+    """The score at which the mass of the better tokens and its own reaches `top_p` (arXiv 1904.09751), [num_rows].
+
+    `top_p` is float64 [num_rows].
+    """
     # The best score is 0, so its probability is 1 / mass. Unlike sum(), softmax adds up a row in the same order
     # whatever the number of rows.
     mass = scores.softmax(-1).amax(-1, keepdim=True).double().reciprocal()
-    wanted = mass * torch.tensor(top_p, dtype=torch.float64, device=scores.device)[:, None]
+    wanted = mass * top_p[:, None]
     if scores.device.type != "cpu":
         ordered = scores.sort(-1, descending=True).values
         reached = torch.searchsorted(ordered.double().exp_().cumsum(-1), wanted).clamp_(max=scores.shape[1] - 1)
@@ -217,11 +225,3 @@ def _nucleus_floor(scores: NDArray[np.float32], mass: float, wanted: float) -> f
     ordered = np.sort(scores)[::-1]  # numpy's sort of floats is vectorised, torch's is 10 times slower
     reached = int(np.searchsorted(np.cumsum(np.exp(ordered.astype(np.float64))), wanted))
     return float(ordered[min(reached, len(ordered) - 1)])
-
-
-def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.float32, device=like.device)[:, None]
-
-
-def _index(values: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=torch.int64, device=like.device)

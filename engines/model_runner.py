@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from engines.attention.dispatch import AttentionCall, attending
 from engines.attention.int8_kv import stored_dim
 from engines.attention.interface import AttentionBackend, LayerSpec
+from engines.attention.native import NativeAttention
 from engines.batch import RaggedBatch
 from engines.causal_lm import row_logits, takes_logits_to_keep
 from engines.loading import LoadedModel
 from engines.native.threads import reserved_for_kernels
+from engines.optimized.decoder_layer import has_fused_layers, stepping
+from engines.staging import send
 
 
 class Runner(Protocol):
@@ -50,6 +54,7 @@ class ModelRunner:
         self._model = loaded.model
         self._backend = backend
         self._on_kernels = loaded.runs_on_kernels
+        self._has_fused_layers = isinstance(backend, NativeAttention) and has_fused_layers(loaded.model)
         self._selects_rows = takes_logits_to_keep(loaded.model)
         # Zeroed, since a backend may read a slot before it is written as long as its weight is 0.
         self._pools = {
@@ -78,7 +83,8 @@ class ModelRunner:
         """
         assert batch.block_size == self.block_size
         threads = reserved_for_kernels() if self._on_kernels else nullcontext()
-        with threads, attending(lambda call: self._attend(call, batch)):
+        layers = stepping(batch, self._pool_of_layer) if self._has_fused_layers else nullcontext()
+        with threads, layers, attending(lambda call: self._attend(call, batch)):
             return row_logits(
                 self._model, batch.input_ids, batch.positions, batch.logit_rows, selects_rows=self._selects_rows
             )
@@ -88,7 +94,8 @@ class ModelRunner:
         if not copies:
             return
         caches = self.kv_tensors
-        sources, destinations = torch.tensor(copies, device=caches[0].device).T
+        pairs = np.array(copies, np.int64)
+        sources, destinations = send((pairs[:, 0], pairs[:, 1]), caches[0].device)
         with torch.inference_mode():
             for cache in caches:
                 cache.index_copy_(0, destinations, cache.index_select(0, sources))

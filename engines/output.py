@@ -1,10 +1,13 @@
-"""From sampled tokens to what the caller reads: where the output ends, its text, its log-probabilities."""
+"""From sampled tokens to what the caller reads, in two steps: `take` is quick and decides what is computed next, `tell`
+makes text, log-probabilities and usage, and may run while the next step does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as SequenceOf
+from dataclasses import dataclass
 
-from engines.sampler import SampledToken, TokenLogprobIds
+from engines.drawn import SampledToken, TokenLogprobIds
 from engines.sequence import Sequence
 from engines.tokenizer import Tokenizer
 from engines.types import (
@@ -19,43 +22,72 @@ from engines.types import (
 )
 
 
-def absorb(
-    sequence: Sequence,
-    sampled: SequenceOf[SampledToken],
-    tokenizer: Tokenizer,
-    source: str = TARGET,
-    num_accepted: int = 0,
-) -> tuple[list[int], Delta]:
-    """The tokens of `sampled` that become part of the output, and the news they make.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The tokens that a step brought a sequence, up to the first stop id or max_tokens. Their text is not made yet.
 
-    The first `num_accepted` were drafted by `source`. Cuts at the first of: a stop id, a stop string, max_tokens. What
-    lies beyond is neither kept, billed nor shown. Modifies `sequence.text` only; the tokens are not yet part of
-    `sequence.token_ids`.
+    The first `num_accepted` of the step's samples were drafted by `source`; fewer may have been kept. `finish` is why
+    the output ends here, as far as ids can tell.
     """
+
+    sequence: Sequence
+    sampled: SequenceOf[SampledToken]
+    source: str = TARGET
+    num_accepted: int = 0
+    finish: FinishReason | None = None
+
+    @property
+    def token_ids(self) -> list[int]:
+        return [token.token_id for token in self.sampled]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether nothing was taken before; asked once they are part of the sequence."""
+        return self.sequence.num_output_tokens == len(self.sampled)
+
+
+def take(sequence: Sequence, sampled: SequenceOf[SampledToken], source: str = TARGET, num_accepted: int = 0) -> Taken:
+    """Cut `sampled` where stop ids or max_tokens end the output. The tokens are not yet part of `sequence`."""
     room = sequence.request.sampling.max_tokens - sequence.num_output_tokens
-    kept = [token.token_id for token in sampled[:room]]
-    finish: FinishReason | None = "length" if len(kept) == room else None
-    stop_reason: str | int | None = None
-    stop_at = next((i for i, token_id in enumerate(kept) if token_id in sequence.stop_ids), None)
+    kept = sampled[:room]
+    stop_at = next((i for i, token in enumerate(kept) if token.token_id in sequence.stop_ids), None)
     if stop_at is not None:
-        kept, finish = kept[: stop_at + 1], "stop"
-        stop_reason = kept[-1] if kept[-1] in sequence.request.sampling.stop_token_ids else None
+        return Taken(sequence, kept[: stop_at + 1], source, num_accepted, "stop")
+    return Taken(sequence, kept, source, num_accepted, "length" if len(kept) == room else None)
+
+
+def tell(taken: Taken, tokenizer: Tokenizer) -> Delta:
+    """The news that `taken` makes, cut at the first stop string: what lies beyond is neither billed nor shown.
+
+    Modifies `sequence.text` only. `taken` has to be the newest part of its sequence's tokens.
+    """
+    sequence, finish = taken.sequence, taken.finish
+    token_ids = taken.token_ids
     # The stop id itself has no text.
-    texts, stop = _push(sequence, kept if stop_at is None else kept[:-1])
+    texts, stop = _push(sequence, token_ids[:-1] if finish == "stop" else token_ids)
+    kept, stop_reason = token_ids, _stop_id(taken)
     if stop is not None:
-        kept, finish, stop_reason = kept[: len(texts)], "stop", stop
+        kept, finish, stop_reason = token_ids[: len(texts)], "stop", stop
     elif finish is not None:
         texts.append(sequence.text.finish())
-    return kept, Delta(
+    return Delta(
         index=sequence.index,
         text="".join(texts),
         token_ids=tuple(kept),
-        provenance=_pieces(sequence, texts, len(kept), source, num_accepted),
-        logprobs=_logprobs(sequence, sampled[: len(kept)], tokenizer),
+        provenance=_pieces(sequence, texts, len(kept), taken.source, taken.num_accepted),
+        logprobs=_logprobs(sequence, taken.sampled[: len(kept)], tokenizer),
         finish_reason=finish,
         stop_reason=stop_reason,
-        usage=_usage(sequence, len(kept), max(0, num_accepted - len(kept))) if finish else None,
+        usage=_usage(taken, len(kept)) if finish else None,
+        cached_tokens=sequence.num_cached_tokens if taken.is_first else None,
     )
+
+
+def _stop_id(taken: Taken) -> str | int | None:
+    """The stop id that the caller has asked for, where one ends the tokens."""
+    last = taken.sampled[-1].token_id
+    is_asked = taken.finish == "stop" and last in taken.sequence.request.sampling.stop_token_ids
+    return last if is_asked else None
 
 
 def _push(sequence: Sequence, token_ids: SequenceOf[int]) -> tuple[list[str], str | None]:
@@ -80,11 +112,13 @@ def _pieces(
     return tuple(Piece(text, source if i < num_accepted else TARGET) for i, text in enumerate(own))
 
 
-def _usage(sequence: Sequence, num_new: int, num_cut_drafts: int) -> Usage:
+def _usage(taken: Taken, num_kept: int) -> Usage:
+    sequence = taken.sequence
     # A right draft beyond the end is in no output: to the client it counts as rejected.
+    num_cut_drafts = max(0, taken.num_accepted - num_kept)
     return Usage(
         prompt_tokens=sequence.num_prompt_tokens,
-        completion_tokens=sequence.num_output_tokens + num_new,
+        completion_tokens=sequence.num_output_tokens - (len(taken.sampled) - num_kept),
         cached_tokens=sequence.num_cached_tokens,
         accepted_draft_tokens=sequence.num_accepted_drafts - num_cut_drafts,
         rejected_draft_tokens=sequence.num_rejected_drafts + num_cut_drafts,

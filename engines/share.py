@@ -57,13 +57,10 @@ class Share:
         return rows + [sample_row(fork, ()) for fork in self.forks]
 
 
-def sample_row(sequence: Sequence, draft_prefix: tuple[int, ...], *, logprobs: bool = True) -> SampleRow:
-    """The row that samples the token after the sequence's own and `draft_prefix`, with its logprobs or without."""
-    params = sequence.request.sampling
-    if params.logprobs is not None and not logprobs:
-        params = params.model_copy(update={"logprobs": None})
+def sample_row(sequence: Sequence, draft_prefix: tuple[int, ...]) -> SampleRow:
+    """The row that samples the token after the sequence's own and `draft_prefix`."""
     return SampleRow(
-        params=params,
+        params=sequence.request.sampling,
         seed=sequence.seed,
         position=sequence.num_tokens + len(draft_prefix),
         num_output=sequence.num_output_tokens + len(draft_prefix),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from engines.batch import RaggedBatch, to_device
+from engines.batch import RaggedBatch
+from engines.staging import send, to_device
 
 # Verification of the most drafts a configuration allows (64) is short, so that a row verified has the bits of a row
 # decoded. Short sequences are split over their keys, long ones (prefill) have enough tiles to fill a GPU.
@@ -70,7 +71,7 @@ def plan_tiles(batch: RaggedBatch, short: TileShape, long: TileShape) -> TilePla
         _flat(long.cut(many, q_lens)),
         _flat([np.arange(starts[i], starts[i + 1]) for i in few]),
     )
-    short_tiles, long_tiles, short_tokens = _send_together(parts, batch.block_table.device)
+    short_tiles, long_tiles, short_tokens = send(parts, batch.block_table.device)
     longest = max((batch.kv_lens_cpu[i] for i in few), default=1)
     return TilePlan(short_tiles.view(-1, 3), long_tiles.view(-1, 3), short_tokens, num_splits(longest))
 
@@ -99,16 +100,6 @@ class FixedTiles:
 
 def num_splits(kv_len: int) -> int:
     return -(-kv_len // SPLIT_TOKENS)
-
-
-def _send_together(parts: Sequence[npt.NDArray[np.int32]], device: torch.device) -> list[Tensor]:
-    """One copy; each part begins at a multiple of 16 bytes, since Triton compiles anew for memory less aligned."""
-    places = [-(-len(part) // 4) * 4 for part in parts]
-    sent = np.zeros(sum(places), np.int32)
-    for part, stop, place in zip(parts, np.cumsum(places), places, strict=True):
-        sent[stop - place : stop - place + len(part)] = part
-    together = torch.split(to_device(torch.from_numpy(sent), device), places)
-    return [tensor[: len(part)] for tensor, part in zip(together, parts, strict=True)]
 
 
 def _flat(parts: list[tuple[int, int, int]] | list[npt.NDArray[np.int64]]) -> npt.NDArray[np.int32]:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from torch import Tensor
 from engines.batch import RaggedBatch
 from engines.sampler import Sampler, SampleRow
 from engines.types import SamplingParams
+from tests.engines.fake_device import FakeDevice
 
 _EMPTY = -1
 
@@ -103,6 +106,24 @@ class ContextRunner:
         if self._perturbation:
             logits += context_logits([*context, _EMPTY], self.vocab_size, self._perturbation)
         return torch.cat([logits, self._padding])
+
+
+class QueuedRunner(ContextRunner):
+    """A ContextRunner on a fake device, which a forward keeps `busy` if so said: until the test says otherwise."""
+
+    def __init__(
+        self, device: FakeDevice, num_blocks: int, block_size: int, vocab_size: int, *, keeps_busy: bool, **options: Any
+    ) -> None:
+        super().__init__(num_blocks, block_size, vocab_size, **options)
+        self._device = device
+        self._keeps_busy = keeps_busy
+
+    def forward(self, batch: RaggedBatch) -> Tensor:
+        tensors = {name: getattr(batch, name) for name in RaggedBatch.__slots__}
+        sent = {name: self._device.values(value) for name, value in tensors.items() if isinstance(value, Tensor)}
+        logits = super().forward(replace(batch, **sent))
+        self._device.busy |= self._keeps_busy
+        return self._device.hold(logits)
 
 
 def _next_state(state: int, token_id: int) -> int:

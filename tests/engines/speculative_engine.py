@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -16,10 +17,13 @@ from drafting.protocol import Draft, Drafter, DraftRequest, Source, Verdict
 from engines.admission import Limits
 from engines.core import CoreSettings, EngineCore
 from engines.draft_reader import DraftReader
+from engines.drawn import SampledToken
 from engines.logits import TokenHistory, needs_history
-from engines.sampler import SampledToken, Sampler, SampleRow
+from engines.sampler import Sampler, SampleRow
+from engines.tokenizer import Tokenizer
 from engines.types import Delta, GenerateRequest, SamplingParams, TokenPrompt, joined
-from tests.engines.context_model import ContextRunner, context_logits
+from tests.engines.context_model import ContextRunner, QueuedRunner, context_logits
+from tests.engines.fake_device import DEVICE, FakeDevice
 from tests.engines.speculating import speculating
 from tests.engines.tokenizers import word_tokenizer
 
@@ -101,8 +105,8 @@ class Oracle:
 class WitnessReader(DraftReader):
     """A DraftReader that compares its memory with the sequences' tokens after each forward, over ContextRunner."""
 
-    def __init__(self, runner: ContextRunner, *, max_position: int = 10_000) -> None:
-        super().__init__(runner, max_position=max_position, vocab_size=VOCAB, device=_CPU)
+    def __init__(self, runner: ContextRunner, *, max_position: int = 10_000, device: torch.device = _CPU) -> None:
+        super().__init__(runner, max_position=max_position, vocab_size=VOCAB, device=device)
         self.memory = runner
         self.readings: list[Reading] = []
 
@@ -120,7 +124,10 @@ class WitnessReader(DraftReader):
 
 
 class Engine:
-    """A core on ContextRunner. `model` is a draft model's perturbation of the target, None for no draft model."""
+    """A core on ContextRunner. `model` is a draft model's perturbation of the target, None for no draft model.
+
+    With a `device`, both models are there, and what it was given in a step is done when the next step begins.
+    """
 
     def __init__(
         self,
@@ -137,17 +144,27 @@ class Engine:
         caching: bool = True,
         max_draft_tokens: int = 64,
         padding: int = 0,
+        device: FakeDevice | None = None,
+        tokenizer: Tokenizer = _TOKENIZER,
     ) -> None:
         limits = Limits(max_model_len, VOCAB, num_blocks, block_size, max_num_seqs, ALL_DRAFTERS)
-        settings = CoreSettings("context", limits, budget, caching, 30.0, frozenset({EOS}), _CPU)
-        self.runner = ContextRunner(num_blocks, block_size, VOCAB)
+        where = _CPU if device is None else DEVICE
+        settings = CoreSettings("context", limits, budget, caching, 30.0, frozenset({EOS}), where)
+        sizes = (num_blocks, block_size, VOCAB)
+        self.device = device
+        self.runner = ContextRunner(*sizes) if device is None else QueuedRunner(device, *sizes, keeps_busy=True)
         self.reader: WitnessReader | None = None
         if model is not None:
-            memory = ContextRunner(num_blocks, block_size, VOCAB, perturbation=model, padding=padding, may_repeat=True)
-            self.reader = WitnessReader(memory, max_position=max_position)
+            options: dict[str, Any] = {"perturbation": model, "padding": padding, "may_repeat": True}
+            memory = (
+                ContextRunner(*sizes, **options)
+                if device is None
+                else QueuedRunner(device, *sizes, keeps_busy=False, **options)
+            )
+            self.reader = WitnessReader(memory, max_position=max_position, device=where)
         self.lookups = dict(lookups)
         self.decoding = speculating(self.lookups, policy, self.reader, max_draft_tokens)
-        self.core = EngineCore(settings, self.runner, _TOKENIZER, self.decoding)
+        self.core = EngineCore(settings, self.runner, tokenizer, self.decoding)
         self.deltas: dict[tuple[int, int], list[Delta]] = {}
         self._num_added = 0
 
@@ -165,10 +182,23 @@ class Engine:
         return key
 
     def step(self) -> None:
-        for key, deltas in self.core.step():
+        with self._device_done():
+            news = self.core.step()
+        for key, deltas in news:
             for delta in deltas:
                 self.deltas.setdefault((key, delta.index), []).append(delta)
         self.check_books()
+
+    def wait(self) -> None:
+        """Let the step in flight land, before the next one is launched."""
+        with self._device_done():
+            self.core.wait()
+
+    def _device_done(self) -> AbstractContextManager[object]:
+        if self.device is None:
+            return nullcontext()
+        self.device.busy = False
+        return self.device
 
     def run(self, max_steps: int = 3000) -> None:
         for _ in range(max_steps):
@@ -209,7 +239,7 @@ class Engine:
         assert self.decoding.speculator.num_tracked == 0
         assert state_size(self.decoding.speculator) == 0
         assert not self.inner._requests
-        assert not self.inner._key_of
+        assert not self.inner._requests._key_of
         assert not self.inner._speculation._sequences
 
 

@@ -16,11 +16,12 @@ from engines.attention import AttentionBackend, select_backend
 from engines.attention.reference import ReferenceAttention
 from engines.attention.tiles import SHORT_QUERY_ROWS
 from engines.batch import BatchItem, RaggedBatch, build_batch
-from engines.cuda_graphs import BUCKETS, CudaCapture, GraphAttention, GraphRunner, graph_runner
+from engines.cuda_graphs import BUCKETS, CudaCapture, GraphAttention, GraphRunner, StaticBatch, graph_runner
 from engines.errors import ModelLoadError
 from engines.loading import LoadedModel
 from engines.model_runner import ModelRunner
 from tests.engines import tiny_models
+from tests.engines.fake_device import DEVICE, FakeDevice
 
 BLOCK_SIZE = 4
 NUM_BLOCKS = 24
@@ -199,6 +200,19 @@ class TestFallback:
         wide = torch.tensor([[*TABLES[0], 0]], dtype=torch.int32)
         graphs.forward(dataclasses.replace(step((0, 0, 1, 1)), block_table=wide))
         assert Rerun.num_replays == 0
+
+
+class TestFilling:
+    def test_putting_a_step_into_its_place_is_queued_like_the_graph(self) -> None:
+        shape = (8, len(TABLES[0]), BLOCK_SIZE, SCRATCH)
+        expected = StaticBatch(*shape, torch.device("cpu"))
+        q_lens = expected.fill(step((0, 10, 3, 3), (1, 4, 1, 1), (2, 0, 2, 1)))
+        with FakeDevice() as device:
+            static = StaticBatch(*shape, DEVICE)
+            assert static.fill(step((0, 10, 3, 3), (1, 4, 1, 1), (2, 0, 2, 1), device="meta")) == q_lens
+        assert (device.num_sent, device.num_reads) == (1, 0)
+        for name in ("input_ids", "positions", "slot_mapping", "cu_seqlens_q", "kv_lens", "block_table", "logit_rows"):
+            assert torch.equal(device.values(getattr(static.batch, name)), getattr(expected.batch, name)), name
 
 
 class TestRecording:

@@ -19,16 +19,23 @@ import pytest
 import torch
 
 from engines import local
+from engines.admission import Limits
+from engines.block_hash import extend_hashes, root_hash
+from engines.block_journal import BlockJournal, WatchesBlocks
 from engines.build import load_engine
 from engines.config import LocalEngineConfig
+from engines.core import CoreSettings, EngineCore
 from engines.errors import EngineDeadError, EngineError, EngineOverloadedError, InvalidRequestError, ModelLoadError
 from engines.local import LoadedEngine, LocalEngine
 from engines.protocol import Engine
+from engines.speculation import SpeculativeDecoding
 from engines.tokenizer import Tokenizer
-from engines.types import GenerateRequest, Prompt, SamplingParams, TextPrompt, TokenPrompt
+from engines.types import GenerateRequest, ModelCard, Prompt, SamplingParams, TextPrompt, TokenPrompt
 from tests.engines import tiny_models
+from tests.engines.context_model import QueuedRunner, expected_tokens
 from tests.engines.engine_contract import EngineContract, collect, eventually, is_idle
-from tests.engines.tokenizers import character_tokenizer
+from tests.engines.fake_device import DEVICE, FakeDevice
+from tests.engines.tokenizers import character_tokenizer, word_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +83,33 @@ async def test_the_card_tells_what_was_resolved(engine: LocalEngine) -> None:
     assert card.vocab_size == tiny_models.VOCAB_SIZE
     assert card.details["architecture"] == "LlamaForCausalLM (llama)"
     assert card.details["dtype"] == "float32"
+
+
+async def test_the_prefix_cache_is_watched_from_the_first_block_on(checkpoint: Path) -> None:
+    engine, journal = LocalEngine(make_config(checkpoint, block_size=4, drafter={"kind": "none"})), BlockJournal()
+    engine.watch_blocks(journal)
+    assert isinstance(engine, WatchesBlocks)
+    try:
+        card = await engine.start()
+        assert card.prefix_blocks is not None
+        hashes: list[bytes] = []
+        root = root_hash(card.prefix_blocks.model, salt="tenant")
+        extend_hashes(hashes, root, tuple(range(5, 15)), card.prefix_blocks.block_size)
+        asked = replace(request(max_tokens=1, prompt=tuple(range(5, 15))), cache_salt="tenant")
+        first = [item async for item in engine.generate(asked)]
+        assert list(journal.take()) == [(block_hash, True) for block_hash in hashes]
+        again = [item async for item in engine.generate(asked)]
+        assert [items[0][0].cached_tokens for items in (first, again)] == [0, 8]
+    finally:
+        await engine.close()
+
+
+async def test_without_a_prefix_cache_there_are_no_blocks_to_name(checkpoint: Path) -> None:
+    engine = LocalEngine(make_config(checkpoint, enable_prefix_caching=False))
+    try:
+        assert (await engine.start()).prefix_blocks is None
+    finally:
+        await engine.close()
 
 
 async def test_the_fingerprint_follows_the_configuration(checkpoint: Path) -> None:
@@ -260,6 +294,51 @@ asyncio.run(main())
 """
         answer = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
         assert (answer.returncode, answer.stderr.count("terminate called")) == (0, 0), answer.stderr
+
+
+class TestOnADevice:
+    """A device that runs behind its host: the loop launches, tells, and takes messages while it runs."""
+
+    VOCAB = 40
+
+    def load(self, config: LocalEngineConfig) -> LoadedEngine:
+        device = FakeDevice()
+        device.__enter__()  # on the loop thread, and for as long as that
+        limits = Limits(max_model_len=64, vocab_size=self.VOCAB, num_blocks=64, block_size=4, max_num_seqs=8)
+        settings = CoreSettings("context", limits, 32, True, 3.0, frozenset({0}), DEVICE)
+        runner = QueuedRunner(device, limits.num_blocks, limits.block_size, self.VOCAB, keeps_busy=False)
+        decoding = SpeculativeDecoding.off()
+        core = EngineCore(settings, runner, word_tokenizer(self.VOCAB), decoding)
+        card = ModelCard("context", frozenset({"tokens"}), "fingerprint")
+        return LoadedEngine(core, decoding.speculator, limits, card)
+
+    async def test_everybody_reads_what_they_would_alone(self, checkpoint: Path) -> None:
+        engine = LocalEngine(make_config(checkpoint), self.load)
+        await engine.start()
+        wanted = [request(20, prompt=(5, 6, i), temperature=1.0, seed=i) for i in range(4)]
+        leaver = engine.generate(request(30, prompt=(9,)))
+        await anext(leaver)
+        reading = [asyncio.create_task(collect(engine, one)) for one in wanted]
+        await leaver.aclose()
+        for i, outcome in enumerate(await asyncio.gather(*reading)):
+            params = SamplingParams(max_tokens=20)
+            assert list(outcome.choices[0].token_ids) == expected_tokens((5, 6, i), params, i, self.VOCAB)
+
+        async def idle() -> bool:
+            return is_idle(await engine.stats())
+
+        await eventually(idle)
+        assert (await engine.stats()).num_finished == 4
+        await engine.close()
+
+    async def test_closing_leaves_a_step_behind(self, checkpoint: Path) -> None:
+        engine = LocalEngine(make_config(checkpoint), self.load)
+        await engine.start()
+        stream = engine.generate(request(40))
+        await anext(stream)
+        await engine.close()
+        assert not any(thread.name == "engine-loop" for thread in threading.enumerate())
+        await stream.aclose()
 
 
 async def test_text_is_refused_since_token_ids_travel(engine: LocalEngine) -> None:

@@ -130,7 +130,7 @@ def test_ensure_choice() -> None:
 
 def test_scale() -> None:
     logits = torch.tensor([[1.0, 3.0, -INF], [3e38, -3e38, 0.0], [5.0, 5.0, 4.0]])
-    scores = scale(logits, [0.5, 1e-5, 100.0])
+    scores = scale(logits, torch.tensor([0.5, 1e-5, 100.0]))
     assert scores[0].tolist() == [-4, 0, -INF]
     assert scores[1].tolist() == [0, -INF, -INF]
     assert scores[2].tolist() == pytest.approx([0, 0, -0.01])
@@ -138,7 +138,7 @@ def test_scale() -> None:
 
 def _kept(law: list[float], **fields: object) -> list[int]:
     """Which tokens survive."""
-    scores = scale(torch.tensor([law]).log(), [1.0])
+    scores = scale(torch.tensor([law]).log(), torch.ones(1))
     return (scores >= floors(scores, [_params(**fields)])[:, None])[0].nonzero().flatten().tolist()
 
 
@@ -189,7 +189,7 @@ def test_banned_tokens_are_no_problem_for_filters() -> None:
 @given(seed=st.integers(0, 1000), top_p=st.floats(0.01, 1.0, exclude_max=True), spread=st.floats(0.1, 20))
 def test_a_nucleus_is_the_smallest_set_with_its_mass(seed: int, top_p: float, spread: float) -> None:
     scores = torch.randn(3, 200, generator=torch.Generator().manual_seed(seed)) * spread
-    scores = scale(scores, [1.0] * 3)
+    scores = scale(scores, torch.ones(3))
     for row, floor in zip(scores, floors(scores, [_params(top_p=top_p)] * 3), strict=True):
         law = row.double().softmax(0)
         # The mass is known to float32 precision.

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 from array import array
+from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from engines.attention import select_backend
-from engines.batch import BatchItem, build_batch
+from engines.batch import BatchItem, RaggedBatch, build_batch
 from engines.loading import LoadedModel, inspect_model
 from engines.model_runner import ModelRunner
 from tests.engines import tiny_models
+from tests.engines.fake_device import DEVICE, FakeDevice
 
 BLOCK_SIZE = 4
 TOKENS = [5, 17, 40, 8, 23, 60, 11, 90, 33, 71, 9, 26]
@@ -111,3 +114,52 @@ def test_two_models_in_one_process_keep_apart(loaded: LoadedModel, runner: Model
 def test_block_size_of_the_batch_must_be_the_runners(runner: ModelRunner) -> None:
     with pytest.raises(AssertionError):
         runner.forward(build_batch([item(0, 4, [1], 1)], BLOCK_SIZE + 1, torch.device("cpu")))
+
+
+class Passing:
+    """Writes keys and values, and gives something of the query back: nothing in it could make the host wait."""
+
+    name = "passing"
+    block_multiple = 1
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, keys: Tensor, values: Tensor, batch: RaggedBatch, **_: object
+    ) -> Tensor:
+        keys.flatten(0, 1).index_copy_(0, batch.slot_mapping, key)
+        values.flatten(0, 1).index_copy_(0, batch.slot_mapping, value)
+        return query[..., :1].expand(*query.shape[:2], value.shape[2])
+
+
+def moved(loaded: LoadedModel, device: FakeDevice) -> LoadedModel:
+    """The same model, its weights on the fake device."""
+    for module in loaded.model.modules():
+        for tensors in (module._parameters, module._buffers):
+            tensors |= {name: device.hold(each.detach()) for name, each in tensors.items() if each is not None}
+    return replace(loaded, device=DEVICE)
+
+
+class TestOnADevice:
+    """The host hands a step over and goes on, in transformers' own code as well (architectures without experts)."""
+
+    ITEMS = (item(0, 9, [5, 2, 7], 2), item(4, 5, [1, 3], 1, num_copies=1))
+
+    @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "phi3"])
+    def test_a_forward_is_sent_in_one_copy_and_not_waited_for(self, name: str) -> None:
+        loaded = tiny_models.load(name)
+        expected = forward(ModelRunner(loaded, Passing(), 8, BLOCK_SIZE), *self.ITEMS)
+        with FakeDevice() as device:
+            runner = ModelRunner(moved(loaded, device), Passing(), 8, BLOCK_SIZE)
+            logits = device.values(runner.forward(build_batch(self.ITEMS, BLOCK_SIZE, DEVICE)))
+        assert (device.num_sent, device.num_reads) == (1, 0)
+        torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+
+    def test_nor_is_copying_blocks(self) -> None:
+        loaded = replace(tiny_models.load("llama"), device=DEVICE)
+        with FakeDevice() as device:
+            runner = ModelRunner(loaded, Passing(), 8, BLOCK_SIZE)
+            caches = [device.values(cache) for cache in runner.kv_tensors]
+            for cache in caches:
+                cache += torch.arange(8).view(8, 1, 1, 1)
+            runner.copy_blocks([(1, 6), (6, 2)])
+        assert (device.num_sent, device.num_reads) == (1, 0)
+        assert all(cache[:, 0, 0, 0].tolist() == [0, 1, 6, 3, 4, 5, 1, 7] for cache in caches)

@@ -9,11 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from engines import race
 from engines import sampler as module
 from engines.logits import TokenHistory
 from engines.sampler import Sampler, SampleRow
 from engines.types import SamplingParams
 from tests.chi_square import chi_square_z
+from tests.engines.fake_device import FakeDevice
 
 INF = math.inf
 VOCAB = 8
@@ -157,17 +159,8 @@ def test_blocks_and_groups_change_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     logits = torch.randn(30, 500, generator=torch.Generator().manual_seed(2))
     expected = Sampler().sample(logits, rows)
     monkeypatch.setattr(module, "_GROUP_ELEMENTS", {"cpu": 1300})
-    monkeypatch.setattr(module, "_NOISE_BLOCK_ELEMENTS", {"cpu": 64})
+    monkeypatch.setattr(race, "_BLOCK_ELEMENTS", {"cpu": 64})
     assert Sampler().sample(logits, rows) == expected
-
-
-def test_racing_the_survivors_equals_racing_everyone() -> None:
-    scores = torch.randn(40, 300, generator=torch.Generator().manual_seed(3))
-    floor = scores.topk(25).values[:, -1]
-    seeds, positions = torch.arange(40), torch.arange(40) * 3
-    masked = scores.masked_fill(scores < floor[:, None], -INF)
-    everyone = module._race_all(masked, seeds, positions)
-    assert torch.equal(module._race_survivors(scores, floor, seeds, positions), everyone)
 
 
 def test_seed_and_position_decide() -> None:
@@ -230,6 +223,35 @@ def test_the_callers_logits_stay_as_they_are() -> None:
 
 def test_no_rows() -> None:
     assert Sampler().sample(torch.empty(0, 5), []) == []
+
+
+@pytest.mark.parametrize("group_elements", [2**26, 1500], ids=["one group", "groups"])
+@pytest.mark.parametrize("seed", range(4))
+def test_on_a_device_rows_of_every_kind_wait_for_one_read_only(
+    seed: int, group_elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_GROUP_ELEMENTS_ELSEWHERE", group_elements)
+    rng = np.random.default_rng(seed)
+    rows = [_random_row(rng) for _ in range(24)]
+    logits = torch.randn(24, 500, generator=torch.Generator().manual_seed(seed)) * 3
+    with FakeDevice() as device:
+        drawn = Sampler(vocab_size=490).draw(device.hold(logits), rows)
+        assert device.num_reads == 0
+        tokens = drawn.read()
+    assert device.num_reads == 1
+    expected = Sampler(vocab_size=490).sample(logits, rows)
+    assert [token.token_id for token in tokens] == [token.token_id for token in expected]
+    assert [token.logprob for token in tokens] == [token.logprob for token in expected]
+
+
+@pytest.mark.parametrize("num_kinds", [1, 3])
+def test_on_a_device_sampled_rows_are_sent_their_numbers_together(num_kinds: int) -> None:
+    kinds: list[dict[str, Any]] = [{}, {"top_p": 0.9, "top_k": 30, "min_p": 0.01}, {"temperature": 0.0}]
+    rows = [_row(i, **kinds[i % num_kinds]) for i in range(6)]
+    with FakeDevice() as device:
+        Sampler().draw(device.hold(torch.randn(6, 100)), rows)
+    # Alone: temperatures, seeds and positions. Else also: which rows are not greedy, and what filters them.
+    assert device.num_sent == {1: 1, 3: 3}[num_kinds]
 
 
 @pytest.mark.gpu

@@ -17,7 +17,8 @@ from engines.core import CoreSettings, EngineCore
 from engines.logits import TokenHistory, needs_history
 from engines.sampler import Sampler, SampleRow
 from engines.types import Delta, FinishReason, GenerateRequest, SamplingParams, TokenPrompt
-from tests.engines.context_model import ContextRunner, context_logits
+from tests.engines.context_model import ContextRunner, QueuedRunner, context_logits
+from tests.engines.fake_device import DEVICE, FakeDevice
 from tests.engines.speculating import speculating
 from tests.engines.tokenizers import word_tokenizer
 
@@ -70,9 +71,9 @@ class RandomDrafter:
 
 
 class Traffic:
-    """Random requests for one random engine, and what came of them."""
+    """Random requests for one random engine, and what came of them; on a device that runs behind its host, if given."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, device: FakeDevice | None = None) -> None:
         self.random = random.Random(seed)
         pick = self.random
         self.max_model_len = pick.randint(6, 30)
@@ -87,9 +88,11 @@ class Traffic:
             enable_prefix_caching=pick.random() < 0.8,
             priority_step_s=3.0,
             eos_token_ids=frozenset({EOS}),
-            device=torch.device("cpu"),
+            device=torch.device("cpu") if device is None else DEVICE,
         )
-        self.runner = ContextRunner(num_blocks, block_size, VOCAB)
+        sizes = (num_blocks, block_size, VOCAB)
+        self.device = device
+        self.runner = ContextRunner(*sizes) if device is None else QueuedRunner(device, *sizes, keeps_busy=True)
         speculation = speculating({"ngram": self.drafter}, 6) if self.drafter else None
         self.core = EngineCore(settings, self.runner, word_tokenizer(VOCAB), speculation)
         self.wanted: dict[int, GenerateRequest] = {}
@@ -112,7 +115,13 @@ class Traffic:
         self.wanted[key] = request
 
     def step(self) -> None:
-        for key, deltas in self.core.step():
+        if self.device is None:
+            news = self.core.step()
+        else:
+            self.device.busy = False
+            with self.device:
+                news = self.core.step()
+        for key, deltas in news:
             for delta in deltas:
                 assert (key, delta.index) not in self.last, "news after the last delta"
                 self.tokens.setdefault((key, delta.index), []).extend(delta.token_ids)
@@ -169,7 +178,18 @@ class Traffic:
 
 @pytest.mark.parametrize("seed", range(60))
 def test_random_traffic(seed: int) -> None:
-    traffic = Traffic(seed)
+    run_traffic(Traffic(seed))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_random_traffic_on_a_device_that_runs_behind_its_host(seed: int) -> None:
+    device = FakeDevice()
+    traffic = Traffic(seed, device)
+    run_traffic(traffic)
+    assert device.num_reads == traffic.core.stats().num_steps, "one read a step, and no other waiting"
+
+
+def run_traffic(traffic: Traffic) -> None:
     num_requests = traffic.random.randint(4, 12)
     added = 0
     for _ in range(MAX_STEPS):

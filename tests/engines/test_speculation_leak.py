@@ -62,7 +62,7 @@ class Traffic:
         )
 
     def _anyone(self) -> int:
-        keys: list[int] = list(self.engine.inner._requests)
+        keys: list[int] = list(self.engine.inner._requests._requests)
         return self.random.choice(keys or [-1])
 
     def _cancel(self, key: int) -> None:

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from engines.attention.tiles import SHORT_QUERY_ROWS, SPLIT_TOKENS, FixedTiles, TileShape, num_splits, plan_tiles
+from tests.engines.fake_device import DEVICE, FakeDevice
 from tests.engines.test_attention import make_case
 
 CPU = torch.device("cpu")
@@ -36,11 +39,17 @@ class TestPlan:
         assert (len(long_only.short_tiles), len(long_only.short_tokens)) == (0, 0)
         assert plan_tiles(make_case([(SHORT_QUERY_ROWS, 70)]).batch, SHORT, LONG).long_tiles.shape == (0, 3)
 
-    def test_memory_is_aligned_whatever_the_counts(self) -> None:
+    def test_on_a_device_it_arrives_aligned_in_one_copy(self) -> None:
         for count in range(1, 6):
-            plan = plan_tiles(make_case([(1, 9)] * count + [(66, 66)]).batch, SHORT, LONG)
-            for part in (plan.short_tiles, plan.long_tiles, plan.short_tokens):
-                assert part.storage_offset() % 4 == 0
+            batch = make_case([(1, 9)] * count + [(66, 66)]).batch
+            expected = plan_tiles(batch, SHORT, LONG)
+            with FakeDevice() as device:
+                plan = plan_tiles(replace(batch, block_table=device.hold(batch.block_table)), SHORT, LONG)
+            assert (device.num_sent, device.num_reads) == (1, 0)
+            for name in ("short_tiles", "long_tiles", "short_tokens"):
+                part = getattr(plan, name)
+                assert torch.equal(device.values(part), getattr(expected, name))
+                assert part.storage_offset() * part.itemsize % 16 == 0
                 assert part.is_contiguous()
 
     @pytest.mark.parametrize(("kv_len", "splits"), [(1, 1), (SPLIT_TOKENS, 1), (SPLIT_TOKENS + 1, 2)])
@@ -67,3 +76,11 @@ class TestFixed:
     def test_prompts_do_not_belong_there(self) -> None:
         with pytest.raises(AssertionError):
             FixedTiles(SHORT, 80, 99, CPU).refill((SHORT_QUERY_ROWS + 1,))
+
+    def test_refilling_is_not_waited_for(self) -> None:
+        with FakeDevice() as device:
+            fixed = FixedTiles(SHORT, 12, 9, DEVICE)
+            fixed.refill((9, 1))
+        assert (device.num_sent, device.num_reads) == (1, 0)
+        tiles = device.values(fixed.plan.short_tiles)
+        assert tiles.tolist()[:4] == [[0, 0, 0], [0, 8, 0], [1, 0, 9], [-1, -1, -1]]
