@@ -1,8 +1,11 @@
 """Request logs with prefix identity, as `benchmarks.affinity` replays them.
 
-Two formats, told apart by name, gzipped or not. `.jsonl`, as Mooncake publishes them: `timestamp` (ms), `input_length`,
-`output_length`, `hash_ids` (one for each block of 512 tokens, the last one partial; equal ids are equal prefixes).
-`.csv`, as Azure publishes them: `TIMESTAMP,ContextTokens,GeneratedTokens`; no two requests share anything.
+Three formats, gzipped or not. `.jsonl`, as Mooncake publishes them: `timestamp` (ms), `input_length`, `output_length`,
+`hash_ids` (one for each block of 512 tokens, the last one partial; equal ids are equal prefixes). `.csv`, as Azure
+publishes them: `TIMESTAMP,ContextTokens,GeneratedTokens`; no two requests share anything. `.jsonl` with `messages`, as
+tau-bench publishes sessions of agents: each assistant message was a call, with all messages before it as its prompt.
+Sessions say no times and no tokens: four characters count as a token, a session begins every ten seconds on average,
+and the next call comes two seconds and 40 ms for each output token after the last.
 """
 
 from __future__ import annotations
@@ -12,12 +15,17 @@ import datetime
 import gzip
 import io
 import json
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 BLOCK_SIZE = 512
+_TOKEN_CHARACTERS = 4
+_SESSION_S = 10.0
+_TOOL_S = 2.0
+_OUTPUT_TOKEN_S = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +67,36 @@ def _open(path: Path) -> TextIO:
 
 
 def _read_hashed(lines: TextIO) -> Iterator[TraceRequest]:
-    for line in lines:
-        row = json.loads(line)
+    rows = map(json.loads, lines)
+    sessions: list[list[dict[str, Any]]] = []
+    for row in rows:
+        if "messages" in row:
+            sessions.append(row["messages"])
+            continue
         blocks = tuple(map(int, row["hash_ids"]))
         yield TraceRequest(row["timestamp"] / 1000, max(row["input_length"], 1), row["output_length"], blocks)
+    yield from _calls(sessions, random.Random(0))
+
+
+def _calls(sessions: Sequence[list[dict[str, Any]]], rng: random.Random) -> Iterator[TraceRequest]:
+    ids: dict[str, int] = {}
+    start_s = 0.0
+    for messages in sessions:
+        start_s += rng.expovariate(1 / _SESSION_S)
+        at_s, text = start_s, ""
+        for message in messages:
+            words = json.dumps(message)
+            if message["role"] == "assistant" and text:
+                output_tokens = len(words) // _TOKEN_CHARACTERS
+                yield TraceRequest(at_s, max(len(text) // _TOKEN_CHARACTERS, 1), output_tokens, _text_blocks(text, ids))
+                at_s += _TOOL_S + output_tokens * _OUTPUT_TOKEN_S
+            text += words
+
+
+def _text_blocks(text: str, ids: dict[str, int]) -> tuple[int, ...]:
+    """A block is what is before its end, so that equal ids are equal prefixes."""
+    size = BLOCK_SIZE * _TOKEN_CHARACTERS
+    return tuple(ids.setdefault(text[: start + size], len(ids)) for start in range(0, len(text), size))
 
 
 def _read_plain(lines: TextIO) -> Iterator[TraceRequest]:

@@ -1,4 +1,9 @@
-"""One decision, carried out: look, choose, reserve; then tell the state what became of the request."""
+"""One decision, carried out: look, choose, claim; then tell the state what became of the request.
+
+Between look and claim another gateway, or another request of this one, may have been sent to the same replica. Then the
+claim is refused, and the request is decided again with that in sight: requests that come at once are decided one after
+the other, whoever decides them, and only they pay for it.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +26,7 @@ from gateway.state.load import Reservation
 
 _FIRST_TYPICAL_S = 1.0
 _TYPICAL_SHARE = 0.01  # weight of the newest decision in the usual expectation
+_MAX_TRIES = 4  # the last one is not refused: in a crowd, a decision by a slightly old view is better than none
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,23 +82,17 @@ class ReplicaRouter:
         unhealthy: frozenset[str] = frozenset(),
     ) -> Routed | None:
         """Place a request on one of `replicas`, and count it there; None if none of them may be used."""
-        explained = await self.explain(hashes, prompt_tokens, self._sample(replicas), replicas, unhealthy)
-        decision = explained.decision
-        if decision.replica is None:
-            return None
-        chosen = decision.expectation(decision.replica)
-        self._typical_s += _TYPICAL_SHARE * (chosen.expected_s - self._typical_s)
-        state = explained.view.replicas[decision.replica]
-        reservation = self.state.reserve(
-            decision.replica,
-            hashes,
-            prompt_tokens,
-            confirmed_blocks=state.confirmed_blocks,
-            new_tokens=chosen.new_tokens,
-            prefill_rate=chosen.new_tokens / chosen.prefill_s,
-            expected_s=chosen.expected_s,
-        )
-        return Routed(explained, reservation)
+        considered = self._sample(replicas)
+        for tries_left in reversed(range(_MAX_TRIES)):
+            explained = await self.explain(hashes, prompt_tokens, considered, replicas, unhealthy)
+            if explained.decision.replica is None:
+                return None
+            reservation = await self._hold(explained, hashes, explained.decision.replica, may_refuse=tries_left > 0)
+            if reservation is not None:
+                expected_s = explained.decision.expectation(reservation.replica).expected_s
+                self._typical_s += _TYPICAL_SHARE * (expected_s - self._typical_s)
+                return Routed(explained, reservation)
+        raise AssertionError("the last try is not refused")
 
     async def explain(
         self,
@@ -119,6 +119,22 @@ class ReplicaRouter:
             if state.replica in known
         )
         return Explained(choose_replica(request, candidates, self._weights), request, candidates, view)
+
+    async def _hold(
+        self, explained: Explained, hashes: Sequence[BlockHash], replica: str, may_refuse: bool
+    ) -> Reservation | None:
+        """A place on `replica`; None if somebody was quicker."""
+        chosen, seen = explained.decision.expectation(replica), explained.view.replicas[replica]
+        return await self.state.claim(
+            replica,
+            hashes,
+            explained.request.prompt_tokens,
+            sends=seen.sends if may_refuse and explained.view.source == "shared" else None,
+            confirmed_blocks=seen.confirmed_blocks,
+            new_tokens=chosen.new_tokens,
+            prefill_rate=chosen.new_tokens / chosen.prefill_s,
+            expected_s=chosen.expected_s,
+        )
 
     def _sample(self, replicas: Sequence[str]) -> Sequence[str]:
         if len(replicas) <= self._num_sampled:

@@ -1,13 +1,14 @@
 """The state as a gateway uses it: shared while Redis answers, its own otherwise, and a count of how often.
 
 No method raises StateUnavailableError: what a request needs is decided here, with less knowledge if need be. Only
-`look` waits for Redis. What is told to it is told in the background, in any order: totals carry versions and sums do
-not care.
+`look` and `claim` wait for Redis. What else is told to it is told in the background, in any order: totals carry
+versions and sums do not care.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,13 +16,14 @@ from dataclasses import dataclass
 
 from engines.block_hash import BlockHash
 from gateway.state.config import StateConfig
-from gateway.state.connection import Argument, Script, StateClient
+from gateway.state.connection import Script, StateClient
 from gateway.state.errors import StateUnavailableError
 from gateway.state.fleet_view import FleetView
 from gateway.state.load import LoadLedger, Reservation, Totals
-from gateway.state.load_scripts import FINISH, FIRST_TOKEN, HEARTBEAT, RESERVE
+from gateway.state.load_scripts import CLAIM, FINISH, FIRST_TOKEN, FORETELL, HEARTBEAT
 from gateway.state.local_view import LocalView
-from gateway.state.look import look
+from gateway.state.look import FleetReader
+from gateway.state.wire import Argument
 
 
 @dataclass(slots=True)
@@ -31,6 +33,7 @@ class StateCounts:
     looks: int = 0
     local_looks: int = 0
     failed_reports: int = 0
+    overtaken: int = 0  # claims that came too late: another request was sent there since the look
 
     @property
     def fallback_share(self) -> float:
@@ -46,7 +49,9 @@ class FleetState:
         """`gateway` must be unique among gateways and their restarts; `clock` gives seconds."""
         self._client = client
         self._config = config
-        self._gateway = gateway
+        self._reader = FleetReader(client, config)
+        # Records hold an entry for each gateway, under eight bytes.
+        self._gateway = hashlib.blake2b(gateway.encode(), digest_size=8).digest()
         self._clock = clock
         self._lease_ms = math.ceil(config.load_lease_s * 1000)
         self._ledger = LoadLedger()
@@ -58,7 +63,7 @@ class FleetState:
         """`replicas`, and up to `max_holders` more that hold most of the prompt."""
         self.counts.looks += 1
         try:
-            view = await look(self._client, self._config, hashes, replicas, max_holders)
+            view = await self._reader.look(hashes, replicas, max_holders)
         except StateUnavailableError:
             self.counts.local_looks += 1
             return self._local.look(hashes, replicas, max_holders, self._clock())
@@ -77,24 +82,54 @@ class FleetState:
         expected_s: float,
     ) -> Reservation:
         """Count the request at `replica`, and foretell that it will hold `hashes` beyond the confirmed ones."""
-        now = self._clock()
-        reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, now)
+        reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock())
+        self._report(CLAIM, replica, self._ledger.add(reservation), *self._claim(reservation, sends=-1))
+        self._foretell(reservation, hashes, confirmed_blocks, expected_s)
+        return reservation
+
+    async def claim(
+        self,
+        replica: str,
+        hashes: Sequence[BlockHash],
+        prompt_tokens: int,
+        *,
+        sends: int | None,
+        confirmed_blocks: int,
+        new_tokens: int,
+        prefill_rate: float,
+        expected_s: float,
+    ) -> Reservation | None:
+        """`reserve`, unless more than `sends` requests were sent to `replica` by now: then None, and nothing changes.
+
+        Where Redis does not say so in time, or `sends` is None, the request is reserved. Cancelling reserves nothing.
+        """
+        if sends is None:
+            return self.reserve(
+                replica,
+                hashes,
+                prompt_tokens,
+                confirmed_blocks=confirmed_blocks,
+                new_tokens=new_tokens,
+                prefill_rate=prefill_rate,
+                expected_s=expected_s,
+            )
+        reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock())
         totals = self._ledger.add(reservation)
-        self._local.sent(replica, hashes, now)
-        # Until the engine confirms, which is soon after the first token.
-        predicted_s = min(self._config.predicted_ttl_s + expected_s, self._config.max_predicted_ttl_s)
-        self._report(
-            RESERVE,
-            replica,
-            totals,
-            new_tokens,
-            prefill_rate,
-            int(self._config.recent_half_life_s * 1000),
-            int(predicted_s * 1000),
-            int(self._config.heat_s * 1000),
-            confirmed_blocks,
-            b"".join(hashes),
-        )
+        figures = (totals.version, totals.queued_tokens, totals.in_flight, self._lease_ms)
+        arguments = (self._gateway, replica, *figures, *self._claim(reservation, sends))
+        try:
+            is_first = await self._client.run(CLAIM, *arguments)
+        except StateUnavailableError:
+            self.counts.failed_reports += 1
+            is_first = True
+        except asyncio.CancelledError:
+            self.finish(reservation, 0)
+            raise
+        if not is_first:
+            self.counts.overtaken += 1
+            self.finish(reservation, 0)  # takes it out of totals that may have been told meanwhile
+            return None
+        self._foretell(reservation, hashes, confirmed_blocks, expected_s)
         return reservation
 
     def first_token(self, reservation: Reservation, cached_tokens: int) -> None:
@@ -144,9 +179,25 @@ class FleetState:
         while self._telling:
             await asyncio.wait(self._telling)
 
+    def _claim(self, reservation: Reservation, sends: int) -> tuple[Argument, ...]:
+        half_life_ms = int(self._config.recent_half_life_s * 1000)
+        return sends, reservation.new_tokens, reservation.prefill_rate, half_life_ms
+
+    def _foretell(
+        self, reservation: Reservation, hashes: Sequence[BlockHash], confirmed_blocks: int, expected_s: float
+    ) -> None:
+        self._local.sent(reservation.replica, hashes, reservation.sent_at)
+        # Until the engine confirms, which is soon after the first token.
+        predicted_s = min(self._config.predicted_ttl_s + expected_s, self._config.max_predicted_ttl_s)
+        heat_ms = int(self._config.heat_s * 1000)
+        self._tell(FORETELL, reservation.replica, int(predicted_s * 1000), heat_ms, confirmed_blocks, b"".join(hashes))
+
     def _report(self, script: Script, replica: str, totals: Totals, *further: Argument) -> None:
         figures = (totals.version, totals.queued_tokens, totals.in_flight, self._lease_ms)
-        task = asyncio.ensure_future(self._send(script, self._gateway, replica, *figures, *further))
+        self._tell(script, self._gateway, replica, *figures, *further)
+
+    def _tell(self, script: Script, *arguments: Argument) -> None:
+        task = asyncio.ensure_future(self._send(script, *arguments))
         self._telling.add(task)
         task.add_done_callback(self._telling.discard)
 

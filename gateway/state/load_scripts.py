@@ -5,67 +5,74 @@ mended by the next, a gateway that dies takes its load with it, a Redis that com
 
 `free_at` foretells when a replica will have prefilled all that it was sent: each request moves it on, each first token
 sets it right. It says how much of a long prefill is already done, which totals alone do not.
+
+A decision is made from what was seen some hundred microseconds before it is told. `sends`, which counts the requests
+sent to a replica, says whether another gateway was quicker: CLAIM then changes nothing, and the gateway decides anew.
 """
 
 from __future__ import annotations
 
 from gateway.state.connection import Script
-from gateway.state.look_script import HEAT_DEPTHS_LUA
+from gateway.state.record import RECORD_LUA
 
 # Observed rates and hits are sums that forget one part in 200 with each request. Ratios of sums, since a mean of
 # ratios would let short requests, which are mostly overhead, outvote long ones.
 _KEEP = 0.995
-_DAY_MS = 86_400_000
+# Popularity is counted at these depths only: two per octave say enough about where a common prefix ends.
+HEAT_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 
 # ARGV: gateway, replica, version, queued_tokens, in_flight, lease_ms
-_ACCOUNT = """
-local function account(gateway, replica, version, queued, in_flight, lease_ms)
-  local key = ns .. ':l:' .. replica
-  local known = redis.call('HGET', key, gateway)
-  if not known or struct.unpack('<I4', known) <= version then
-    redis.call('HSET', key, gateway, struct.pack('<I4I4I4I8', version, queued, in_flight, now + lease_ms))
-    redis.call('PEXPIRE', key, 2 * lease_ms)
-  end
-end
-account(ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]))
-local replica_key = ns .. ':r:' .. ARGV[4]
+_ACCOUNT = (
+    RECORD_LUA
+    + """
+local replica = ARGV[4]
+local r, tail = read_record(replica)
+tail = account(tail, ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]))
 """
+)
 
-RESERVE = Script(
-    _ACCOUNT
-    + HEAT_DEPTHS_LUA
+CLAIM = Script(
+    RECORD_LUA
+    + """
+-- ARGV: gateway, replica, version, queued_tokens, in_flight, lease_ms, sends or -1, new_tokens, prefill_rate,
+-- half_life_ms
+local replica, sends, new_tokens = ARGV[4], tonumber(ARGV[9]), tonumber(ARGV[10])
+local r, tail = read_record(replica)
+if sends >= 0 and r[SENDS] ~= sends then return 0 end
+tail = account(tail, ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8]))
+r[SENDS] = r[SENDS] + 1
+r[RECENT] = new_tokens + r[RECENT] * 2 ^ ((r[RECENT_AT] - now) / tonumber(ARGV[12]))
+r[RECENT_AT] = now
+r[FREE_AT] = math.max(r[FREE_AT], now) + 1000 * new_tokens / tonumber(ARGV[11])
+write_record(replica, r, tail)
+return 1
+"""
+)
+
+FORETELL = Script(
+    RECORD_LUA
     + f"""
--- further: new_tokens, prefill_rate, half_life_ms, predicted_ttl_ms, heat_ms, confirmed_blocks,
--- hashes
-local new_tokens, rate, half_life = tonumber(ARGV[9]), tonumber(ARGV[10]), tonumber(ARGV[11])
-local ttl, heat_ms, confirmed, hashes = tonumber(ARGV[12]), tonumber(ARGV[13]), tonumber(ARGV[14]), ARGV[15]
+-- ARGV: replica, predicted_ttl_ms, heat_ms, confirmed_blocks, hashes
+local ttl, heat_ms, hashes = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[7]
 local num_hashes = #hashes / 16
-local slot, recent, since, free_at = unpack(redis.call('HMGET', replica_key, 'slot', 'recent', 'recent_at', 'free_at'))
-recent = new_tokens + (recent and tonumber(recent) * 2 ^ ((tonumber(since) - now) / half_life) or 0)
-redis.call('HSET', replica_key, 'recent', recent, 'recent_at', now,
-  'free_at', math.max(tonumber(free_at or now), now) + 1000 * new_tokens / rate)
-redis.call('PEXPIRE', replica_key, {_DAY_MS})
-
-slot = tonumber(slot)
-if slot then
-  for from = confirmed + 1, num_hashes, 64 do
-    local keys = {{}}
-    for i = from, math.min(from + 63, num_hashes) do keys[#keys + 1] = key_of(':p:', hashes, i) end
-    local mine = struct.pack('<I2I8', slot, now + ttl)
-    for i, known in ipairs(redis.call('MGET', unpack(keys))) do
-      local others = ''
-      if known then
-        for at = 1, #known, 10 do
-          local other, ends = struct.unpack('<I2I8', known, at)
-          if other ~= slot and ends > now then others = others .. known:sub(at, at + 9) end
-        end
+local r = read_record(ARGV[3])
+if r[SLOT] > 0 then
+  local slot = r[SLOT] - 1
+  local mine = struct.pack('<I2I8', slot, now + ttl)
+  for i = tonumber(ARGV[6]) + 1, num_hashes do
+    local key = key_of(':p:', hashes, i)
+    if not redis.call('SET', key, mine, 'PX', ttl, 'NX') then
+      local others, known = '', redis.call('GET', key)
+      for at = 1, #known, 10 do
+        local other, ends = struct.unpack('<I2I8', known, at)
+        if other ~= slot and ends > now then others = others .. known:sub(at, at + 9) end
       end
-      redis.call('SET', keys[i], mine .. others, 'PX', ttl)
+      redis.call('SET', key, mine .. others, 'PX', ttl)
     end
   end
 end
 
-for _, depth in ipairs(heat_depths) do
+for _, depth in ipairs({{{", ".join(map(str, HEAT_DEPTHS))}}}) do
   if depth > num_hashes then break end
   local key, count = key_of(':h:', hashes, depth), 1
   local known = redis.call('GET', key)
@@ -83,22 +90,16 @@ FIRST_TOKEN = Script(
     _ACCOUNT
     + f"""
 -- further: sent_ms_ago, uncached_tokens, prefill_rate, expected_tokens, found_tokens
-local sent = now - tonumber(ARGV[9])
-local queued = 0
-for i, value in ipairs(redis.call('HVALS', ns .. ':l:' .. ARGV[4])) do
-  local _, tokens, _, ends = struct.unpack('<I4I4I4I8', value)
-  if ends > now then queued = queued + tokens end
-end
-local last, tokens, ms, expected, found = unpack(
-  redis.call('HMGET', replica_key, 'first_at', 'prefill_tokens', 'prefill_ms', 'expected', 'found'))
+local queued = load_of(tail)
 -- Prompts are prefilled in turn: this one's turn began when it came, or when the one before it was done.
-local took = now - math.max(sent, tonumber(last or 0))
-redis.call('HSET', replica_key, 'first_at', now, 'free_at', now + 1000 * queued / tonumber(ARGV[11]),
-  'prefill_tokens', {_KEEP} * tonumber(tokens or 0) + tonumber(ARGV[10]),
-  'prefill_ms', {_KEEP} * tonumber(ms or 0) + math.max(took, 0),
-  'expected', {_KEEP} * tonumber(expected or 0) + tonumber(ARGV[12]),
-  'found', {_KEEP} * tonumber(found or 0) + math.min(tonumber(ARGV[12]), tonumber(ARGV[13])))
-redis.call('PEXPIRE', replica_key, {_DAY_MS})
+local took = now - math.max(now - tonumber(ARGV[9]), r[FIRST_AT])
+local expected, found = tonumber(ARGV[12]), tonumber(ARGV[13])
+r[FIRST_AT], r[FREE_AT] = now, now + 1000 * queued / tonumber(ARGV[11])
+r[PREFILL_TOKENS] = {_KEEP} * r[PREFILL_TOKENS] + tonumber(ARGV[10])
+r[PREFILL_MS] = {_KEEP} * r[PREFILL_MS] + math.max(took, 0)
+r[EXPECTED] = {_KEEP} * r[EXPECTED] + expected
+r[FOUND] = {_KEEP} * r[FOUND] + math.min(expected, found)
+write_record(replica, r, tail)
 return 1
 """
 )
@@ -107,33 +108,27 @@ FINISH = Script(
     _ACCOUNT
     + f"""
 -- further: output_tokens, decode_ms
--- A sequence decodes beside others: the replica's rate is this one's times all that are in flight with it.
-local together = 1
-for i, value in ipairs(redis.call('HVALS', ns .. ':l:' .. ARGV[4])) do
-  local _, _, requests, ends = struct.unpack('<I4I4I4I8', value)
-  if ends > now then together = together + requests end
-end
 local output, took = tonumber(ARGV[9]), tonumber(ARGV[10])
 if output > 1 and took > 0 then
-  local tokens, ms = unpack(redis.call('HMGET', replica_key, 'decode_tokens', 'decode_ms'))
-  redis.call('HSET', replica_key, 'decode_tokens', {_KEEP} * tonumber(tokens or 0) + output * together,
-    'decode_ms', {_KEEP} * tonumber(ms or 0) + took)
+  -- A sequence decodes beside others: the replica's rate is this one's times all that are in flight with it.
+  local _, others = load_of(tail)
+  r[DECODE_TOKENS] = {_KEEP} * r[DECODE_TOKENS] + output * (others + 1)
+  r[DECODE_MS] = {_KEEP} * r[DECODE_MS] + took
 end
+write_record(replica, r, tail)
 return 1
 """
 )
 
-# ARGV: gateway, lease_ms, then replica, version, queued_tokens, in_flight in turn
-HEARTBEAT = Script("""
-local gateway, lease_ms = ARGV[3], tonumber(ARGV[4])
+HEARTBEAT = Script(
+    RECORD_LUA
+    + """
+-- ARGV: gateway, lease_ms, then replica, version, queued_tokens, in_flight in turn
 for i = 5, #ARGV, 4 do
-  local key, version = ns .. ':l:' .. ARGV[i], tonumber(ARGV[i + 1])
-  local known = redis.call('HGET', key, gateway)
-  if not known or struct.unpack('<I4', known) <= version then
-    redis.call('HSET', key, gateway,
-      struct.pack('<I4I4I4I8', version, tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), now + lease_ms))
-    redis.call('PEXPIRE', key, 2 * lease_ms)
-  end
+  local r, tail = read_record(ARGV[i])
+  tail = account(tail, ARGV[3], tonumber(ARGV[i + 1]), tonumber(ARGV[i + 2]), tonumber(ARGV[i + 3]), tonumber(ARGV[4]))
+  write_record(ARGV[i], r, tail)
 end
 return 1
-""")
+"""
+)

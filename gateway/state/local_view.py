@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from engines.block_hash import BlockHash
 from gateway.state.fleet_view import FleetView, ReplicaState
@@ -26,11 +25,16 @@ class LocalView:
 
     def sent(self, replica: str, hashes: Iterable[BlockHash], now: float) -> None:
         """`replica` will hold these blocks."""
+        beliefs, until = self._beliefs, now + _BELIEF_S
         for block in hashes:
-            self._beliefs.setdefault(block, {})[replica] = now + _BELIEF_S
-            self._beliefs.move_to_end(block)
-        while len(self._beliefs) > self._max_blocks:
-            self._beliefs.popitem(last=False)
+            known = beliefs.get(block)
+            if known is None:
+                beliefs[block] = {replica: until}
+            else:
+                known[replica] = until
+                beliefs.move_to_end(block)
+        while len(beliefs) > self._max_blocks:
+            beliefs.popitem(last=False)
 
     def remember(self, view: FleetView) -> None:
         """Rates and roles stay useful for a while after the shared state is gone."""
@@ -66,8 +70,7 @@ class LocalView:
 
     def _state(self, replica: str, depth: int) -> ReplicaState:
         totals = self._ledger.totals(replica)
-        return replace(
-            self._seen.get(replica, ReplicaState(replica, leased=False)),
+        return self._seen.get(replica, ReplicaState(replica, leased=False))._replace(
             confirmed_blocks=0,
             predicted_blocks=depth,
             queued_tokens=float(totals.queued_tokens),

@@ -1,73 +1,94 @@
-"""Asking the shared state for a FleetView, and reading the answer."""
+"""The question of a decision: longest match over all replicas, and the load of the candidates.
+
+One MGET: blocks, predictions, popularity, and the records of the replicas that are known. Redis does nothing but look
+keys up, 40 us for 335 of them, where the same in Lua took it 0.5 ms, time in which it serves no other gateway. Only
+in a fleet too large to be read as a whole, or when a holder is not known yet, the holders' records take a second trip.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+import struct
 from collections.abc import Sequence
 
 from engines.block_hash import BlockHash
 from gateway.state.config import StateConfig
 from gateway.state.connection import StateClient
 from gateway.state.fleet_view import FleetView, ReplicaState
-from gateway.state.look_script import HEAT_DEPTHS, LOOK, RECORD
+from gateway.state.load_scripts import HEAT_DEPTHS
+from gateway.state.prefix_match import PrefixMatch, match_prefix
+from gateway.state.record import read_state
+from gateway.state.slot_names import Records, SlotNames
+from gateway.state.wire import pack_hashes, pack_keys
 
-# Of what waits, at least this share: the request whose turn it is has not had its first token yet.
-_LEAST_LEFT = 0.05
-_turns = itertools.count()
-
-
-async def look(
-    client: StateClient, config: StateConfig, hashes: Sequence[BlockHash], replicas: Sequence[str], max_holders: int
-) -> FleetView:
-    """`replicas`, and the `max_holders` others that hold most of `hashes`. Raises StateUnavailableError."""
-    ids, records, holders, heat = await client.run(
-        LOOK,
-        max_holders,
-        next(_turns),
-        int(config.report_ttl_s * 1000),
-        int(config.recent_half_life_s * 1000),
-        int(config.heat_s * 1000),
-        b"".join(hashes),
-        *replicas,
-    )
-    states = {
-        name: _state(name, record)
-        for name, record in zip(map(bytes.decode, ids), RECORD.iter_unpack(records), strict=True)
-    }
-    return FleetView(
-        replicas=states,
-        holders=tuple(zip(holders[::2], holders[1::2], strict=True)),
-        heat=tuple((depth, float(uses)) for depth, uses in zip(HEAT_DEPTHS, heat, strict=False)),
-    )
+# Known replicas are read along with those asked for while they are not more: parsing what is not needed costs little.
+_READ_AHEAD = 128
+_HEAT = struct.Struct("<dQ")  # requests, and when that was true, in ms
 
 
-def _state(replica: str, record: tuple[float, ...]) -> ReplicaState:
-    leased, draining, confirmed, predicted, queued, in_flight, recent, *learned, kv_use, trust, backlog_ms = record
-    prefill_rate, decode_rate = _rate(*learned[:2]), _rate(*learned[2:])
-    return ReplicaState(
-        replica,
-        leased=bool(leased),
-        draining=bool(draining),
-        confirmed_blocks=int(confirmed),
-        predicted_blocks=int(predicted),
-        queued_tokens=None if math.isnan(queued) else _left(queued, backlog_ms, prefill_rate),
-        in_flight=None if math.isnan(in_flight) else int(in_flight),
-        recent_tokens=recent,
-        prefill_rate=prefill_rate,
-        decode_rate=decode_rate,
-        kv_use=None if math.isnan(kv_use) else kv_use,
-        trust=trust,
-    )
+class FleetReader:
+    """One model's fleet, as one gateway reads it. Remembers which replica is behind which slot, and checks it."""
 
+    def __init__(self, client: StateClient, config: StateConfig) -> None:
+        self._client = client
+        self._report_ttl_ms = int(config.report_ttl_s * 1000)
+        self._half_life_ms = int(config.recent_half_life_s * 1000)
+        self._heat_ms = config.heat_s * 1000
+        self._live = pack_keys(self._key(""), ["live"])
+        self._names = SlotNames(self._key("r:"))
+        self._turns = itertools.count()
 
-def _rate(tokens: float, ms: float) -> float | None:
-    """Tokens/s; None where nothing was observed."""
-    return 1000 * tokens / ms if tokens > 0 and ms > 0 else None
+    async def look(self, hashes: Sequence[BlockHash], replicas: Sequence[str], max_holders: int) -> FleetView:
+        """`replicas`, and the `max_holders` others that hold most of `hashes`. Raises StateUnavailableError."""
+        ahead = self._names.all() if len(self._names) <= _READ_AHEAD else ()
+        names = list(dict.fromkeys((*replicas, *ahead)))
+        depths = [depth for depth in HEAT_DEPTHS if depth <= len(hashes)]
+        now, values = await self._client.values(
+            self._live
+            + self._names.pack_keys(names)
+            + pack_hashes(self._key("b:"), hashes)
+            + pack_hashes(self._key("p:"), hashes)
+            + pack_hashes(self._key("h:"), [hashes[depth - 1] for depth in depths]),
+            1 + len(names) + 2 * len(hashes) + len(depths),
+        )
+        live, given = values[0] or b"", iter(values[1:])
+        records: Records = dict(zip(names, given, strict=False))
+        blocks, predictions, heat = (list(itertools.islice(given, n)) for n in (len(hashes), len(hashes), len(depths)))
+        self._names.learn(records)
+        match = match_prefix(live, blocks, predictions, now)
+        holders = await self._holders(match.deepest(max_holders, next(self._turns)), records)
+        return FleetView(
+            replicas={
+                name: self._state(name, records[name], match, now) for name in dict.fromkeys((*holders, *replicas))
+            },
+            holders=match.holders(),
+            heat=tuple((depth, self._uses(value, now)) for depth, value in zip(depths, heat, strict=True)),
+        )
 
+    async def _holders(self, slots: Sequence[int], records: Records) -> list[str]:
+        """The replicas behind `slots`, whose records are then among `records`."""
+        missing = [slot for slot in slots if slot not in self._names]
+        if missing:
+            names = await self._client.command("HMGET", f"{self._client.prefix}:slots", *missing)
+            self._names.learn_names(missing, names)
+        unread = [name for name in self._names.of(slots) if name not in records]
+        if unread:
+            _, values = await self._client.values(self._names.pack_keys(unread), len(unread))
+            records.update(zip(unread, values, strict=True))
+            self._names.learn({name: records[name] for name in unread})
+        # Looks run beside each other: what another one learned meanwhile is not in this one's records.
+        return [name for name in self._names.of(slots) if name in records]
 
-def _left(queued: float, backlog_ms: float, rate: float | None) -> float:
-    """Queued tokens less those that are believed to be prefilled already."""
-    if rate is None:
-        return queued
-    return min(queued, max(_LEAST_LEFT * queued, backlog_ms * rate / 1000))
+    def _state(self, replica: str, record: bytes | None, match: PrefixMatch, now: int) -> ReplicaState:
+        depths = match.confirmed, match.predicted
+        return read_state(replica, record, depths, now, self._report_ttl_ms, self._half_life_ms)
+
+    def _uses(self, heat: bytes | None, now: int) -> float:
+        if heat is None:
+            return 0.0
+        count, since = _HEAT.unpack(heat)
+        return float(count * math.exp((since - now) / self._heat_ms))
+
+    def _key(self, kind: str) -> bytes:
+        return f"{self._client.prefix}:{kind}".encode()

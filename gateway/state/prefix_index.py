@@ -2,8 +2,9 @@
 
     {ns}:slots     slot -> replica                          {ns}:live    bitmap of the slots in use
     {ns}:free      slots by the time they were cleared      {ns}:dirty   slots whose claims are still being removed
-    {ns}:replicas  replicas by the end of their lease       {ns}:r:ID    a replica: slot, epoch, sequence, rates ...
-    {ns}:b:HASH    bitmap of the slots that hold the block  {ns}:held:S  hashes that slot S claims
+    {ns}:replicas  replicas by the end of their lease       {ns}:e:ID    a replica's epoch: its name, slot, sequence
+    {ns}:b:HASH    bitmap of the slots that hold the block  {ns}:r:ID    a replica's record: lease, load, rates
+    {ns}:held:S    hashes that slot S claims
 
 A slot stands for one epoch of one replica: a restarted engine, or one whose events did not arrive in sequence, takes a
 new one and publishes what it holds from the start. What the old slot claimed is at once no longer believed, and is
@@ -20,12 +21,14 @@ from dataclasses import dataclass
 from engines.block_hash import BlockHash
 from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
+from gateway.state.record import RECORD_LUA
 
 # Blocks in one message: Redis is busy for about 1 us for each.
 MAX_BATCH = 1024
 _SWEEP_BATCH = 512
 # A prediction names a slot: none may outlive the slot's meaning.
 _SLOT_REST_MS = 120_000
+_DAY_MS = 86_400_000
 
 
 class Applied(enum.Enum):
@@ -43,23 +46,27 @@ class EngineReport:
     kv_use: float
 
 
-_RETIRE = f"""
-local function retire(slot)
-  redis.call('HDEL', ns .. ':slots', slot)
-  redis.call('SETBIT', ns .. ':live', slot, 0)
-  redis.call('SADD', ns .. ':dirty', slot)
+_RETIRE = (
+    RECORD_LUA
+    + """
+local function retire(replica)
+  local slot = redis.call('HGET', ns .. ':e:' .. replica, 'slot')
+  if slot and redis.call('HGET', ns .. ':slots', slot) == replica then
+    redis.call('HDEL', ns .. ':slots', slot)
+    redis.call('SETBIT', ns .. ':live', slot, 0)
+    redis.call('SADD', ns .. ':dirty', slot)
+  end
+  redis.call('DEL', ns .. ':e:' .. replica)
 end
-local day = {86_400_000}
 """
+)
 
 _REGISTER = Script(
     _RETIRE
-    + """
+    + f"""
 -- ARGV: replica, epoch, lease_ms, slot_rest_ms
 local replica, epoch, ends = ARGV[3], ARGV[4], now + tonumber(ARGV[5])
-local key = ns .. ':r:' .. replica
-local old = redis.call('HGET', key, 'slot')
-if old and redis.call('HGET', ns .. ':slots', old) == replica then retire(old) end
+retire(replica)
 local slot = redis.call('ZRANGEBYSCORE', ns .. ':free', '-inf', now - tonumber(ARGV[6]), 'LIMIT', 0, 1)[1]
 if slot then
   redis.call('ZREM', ns .. ':free', slot)
@@ -68,23 +75,31 @@ else
 end
 redis.call('HSET', ns .. ':slots', slot, replica)
 redis.call('SETBIT', ns .. ':live', slot, 1)
-redis.call('HSET', key, 'slot', slot, 'epoch', epoch, 'seq', 0, 'until', ends, 'draining', 0)
-redis.call('HDEL', key, 'kv_use', 'reported', 'first_at', 'free_at', 'expected', 'found')
+redis.call('HSET', ns .. ':e:' .. replica, 'slot', slot, 'epoch', epoch, 'seq', 0)
+redis.call('PEXPIRE', ns .. ':e:' .. replica, {_DAY_MS})
 redis.call('ZADD', ns .. ':replicas', ends, replica)
-redis.call('PEXPIRE', key, day)
+local r, tail = read_record(replica)
+r[SLOT], r[UNTIL], r[DRAINING], r[KV_USE], r[REPORTED] = slot + 1, ends, 0, 0, 0
+r[EXPECTED], r[FOUND], r[FREE_AT], r[FIRST_AT] = 0, 0, 0, 0
+write_record(replica, r, tail)
 return slot
 """
 )
 
-_APPLY = Script("""
+_APPLY = Script(
+    RECORD_LUA
+    + f"""
 -- ARGV: replica, epoch, seq, lease_ms, block_ttl_ms, kv_use, added, removed
-local key, seq, ttl = ns .. ':r:' .. ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[7])
+local key, seq, ttl = ns .. ':e:' .. ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[7])
 local slot, epoch, last = unpack(redis.call('HMGET', key, 'slot', 'epoch', 'seq'))
 if epoch ~= ARGV[4] or redis.call('HGET', ns .. ':slots', slot) ~= ARGV[3] then return 'unknown' end
 local ends = now + tonumber(ARGV[6])
-redis.call('HSET', key, 'until', ends)
+redis.call('PEXPIRE', key, {_DAY_MS})
 redis.call('ZADD', ns .. ':replicas', ends, ARGV[3])
-if ARGV[8] ~= '' then redis.call('HSET', key, 'kv_use', ARGV[8], 'reported', now) end
+local r, tail = read_record(ARGV[3])
+r[SLOT], r[UNTIL] = slot + 1, ends
+if ARGV[8] ~= '' then r[KV_USE], r[REPORTED] = tonumber(ARGV[8]), now end
+write_record(ARGV[3], r, tail)
 if seq <= tonumber(last) then return 'ok' end  -- said before, or a lease renewed
 if seq ~= last + 1 then return 'gap' end
 redis.call('HSET', key, 'seq', seq)
@@ -105,23 +120,29 @@ for i = 1, #removed / 16 do
 end
 if #added > 0 then redis.call('PEXPIRE', held, 2 * ttl) end
 return 'ok'
-""")
+"""
+)
 
-_DRAIN = Script("""
+_DRAIN = Script(
+    RECORD_LUA
+    + """
 -- ARGV: replica
-if redis.call('EXISTS', ns .. ':r:' .. ARGV[3]) == 1 then redis.call('HSET', ns .. ':r:' .. ARGV[3], 'draining', 1) end
+local r, tail = read_record(ARGV[3])
+if r[SLOT] > 0 then
+  r[DRAINING] = 1
+  write_record(ARGV[3], r, tail)
+end
 return 1
-""")
+"""
+)
 
 _FORGET = Script(
     _RETIRE
     + """
 -- ARGV: replica
-local key = ns .. ':r:' .. ARGV[3]
-local slot = redis.call('HGET', key, 'slot')
-if slot and redis.call('HGET', ns .. ':slots', slot) == ARGV[3] then retire(slot) end
+retire(ARGV[3])
 redis.call('ZREM', ns .. ':replicas', ARGV[3])
-redis.call('DEL', key, ns .. ':l:' .. ARGV[3])
+redis.call('DEL', ns .. ':r:' .. ARGV[3])
 return 1
 """
 )
@@ -133,10 +154,11 @@ _SWEEP = Script(
 local batch = tonumber(ARGV[4])
 local lapsed = redis.call('ZRANGEBYSCORE', ns .. ':replicas', '-inf', now - tonumber(ARGV[3]), 'LIMIT', 0, 16)
 for _, replica in ipairs(lapsed) do
-  local slot = redis.call('HGET', ns .. ':r:' .. replica, 'slot')
-  if slot and redis.call('HGET', ns .. ':slots', slot) == replica then retire(slot) end
+  retire(replica)
   redis.call('ZREM', ns .. ':replicas', replica)
-  redis.call('DEL', ns .. ':r:' .. replica)
+  local r, tail = read_record(replica)  -- what it was sent is under leases of its own
+  r[SLOT], r[UNTIL] = 0, 0
+  write_record(replica, r, tail)
 end
 local slot = redis.call('SRANDMEMBER', ns .. ':dirty')
 if not slot then return 0 end

@@ -3,16 +3,19 @@
 import asyncio
 import gzip
 import json
+import os
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 from benchmarks import affinity
 from benchmarks.affinity import POLICIES, run_policy
-from benchmarks.affinity_cost import measure
+from benchmarks.affinity_cost import Load, OthersUse, block_hashes, measure, medians
 from benchmarks.affinity_fleet import Arrival, LruCache, Result, Simulation, Speed
 from benchmarks.affinity_policies import BASELINES, RoutedPrefixes
 from benchmarks.affinity_traces import BLOCK_SIZE, TraceRequest, read_trace
@@ -52,6 +55,20 @@ def test_both_formats_are_read_plain_and_gzipped(tmp_path: Path) -> None:
         "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:17:03.9799600,513,10\n2023-11-16 18:17:05.9799600,5,1\n"
     )
     assert read_trace(plain) == [TraceRequest(0.0, 513, 10, (0, 1)), TraceRequest(2.0, 5, 1, (2,))]
+
+
+def test_sessions_of_agents_are_calls_that_share_what_was_said(tmp_path: Path) -> None:
+    system = {"role": "system", "content": "s" * 5000}
+    turns = [{"role": role, "content": role * 600} for role in ("user", "assistant", "tool", "assistant")]
+    path = tmp_path / "sessions.jsonl"
+    path.write_text("\n".join(json.dumps({"messages": [system, *turns, {"role": "user"}]}) for _ in range(2)))
+    first, other_first, second, other_second = sorted(read_trace(path), key=lambda each: each.prompt_tokens)
+    assert second.prompt_tokens > first.prompt_tokens > 5000 / 4
+    shared = first.prompt_tokens // BLOCK_SIZE  # whole blocks
+    assert first.blocks[:shared] == second.blocks[:shared]
+    assert first.blocks[-1] not in second.blocks
+    assert second.at_s - first.at_s == pytest.approx(2 + 0.04 * first.output_tokens)
+    assert (other_first.blocks, other_second.blocks) == (first.blocks, second.blocks)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +203,7 @@ def test_the_document_has_a_row_for_each_policy_and_load(tmp_path: Path) -> None
         for each in conversations(num=3, turns=3)
     ]
     path.write_text("\n".join(map(json.dumps, rows)))
-    app = affinity.typer.Typer()
+    app = typer.Typer()
     app.command()(affinity.main)
     arguments = ["--trace", str(path), "--replicas", "2", "--blocks", "50", "--json"]
     result = CliRunner().invoke(app, arguments)
@@ -201,5 +218,36 @@ def test_the_document_has_a_row_for_each_policy_and_load(tmp_path: Path) -> None
 
 async def test_the_cost_of_a_decision_is_measured(url: str) -> None:
     measured = await measure(url, num_replicas=4, num_blocks=16, rate=50, seconds=1)
-    assert len(measured["times_ms"]) == 50
-    assert measured["times_ms"] == sorted(measured["times_ms"])
+    assert len(measured.decisions) == len(measured.hashing) == 50
+    document = measured.document()
+    assert 0 < document["p50_ms"] <= document["p90_ms"] <= document["p99_ms"]
+    assert document["local_looks"] + document["failed_reports"] == 0 or document["p99_ms"] > 5
+
+
+def test_rounds_are_told_by_their_median() -> None:
+    rounds = [
+        {"p50_ms": time_ms, "others_cores": 1.0, "local_looks": 1, "failed_reports": 0, "overtaken": 2}
+        for time_ms in (9.0, 0.2, 0.3)
+    ]
+    assert medians(rounds) == {"p50_ms": 0.3, "local_looks": 3, "failed_reports": 0, "overtaken": 6}
+
+
+def test_what_others_use_leaves_out_this_process() -> None:
+    others, end = OthersUse(os.getpid()), time.perf_counter() + 0.3
+    while time.perf_counter() < end:
+        pass
+    cores = others.cores()
+    if cores is not None:  # Linux; taken twice here: as this process, and as the server
+        assert -1.1 < cores < (os.cpu_count() or 1)
+    assert OthersUse(None).cores() is None
+
+
+def test_a_load_continues_conversations_that_replicas_hold() -> None:
+    load = Load(8, 20, 40, random.Random(0))
+    held = [set(load.held_by(number)) for number in range(8)]
+    prompts = [block_hashes(load.next()) for _ in range(60)]
+    assert {len(prompt) for prompt in prompts} == {20}
+    assert all(prompt[:4] == prompts[0][:4] and set(prompt[:4]) <= each for prompt in prompts for each in held)
+    matched = [max(sum(block in each for block in prompt) for each in held) for prompt in prompts]
+    assert min(matched) == 4
+    assert max(matched) > 10

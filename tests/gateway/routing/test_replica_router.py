@@ -1,5 +1,6 @@
 """Decisions through a real Redis: they reserve, predict, explain without a trace, and go on without Redis."""
 
+import asyncio
 import random
 from collections import Counter
 
@@ -56,6 +57,32 @@ async def test_two_gateways_that_do_not_know_of_each_other_send_a_new_prefix_to_
         hashes = chain(name, 20)
         explained = [await each.explain(hashes, 320, REPLICAS, REPLICAS) for each in routers]
         assert len({each.decision.replica for each in explained}) == 1
+
+
+async def test_requests_that_come_at_once_are_decided_one_after_the_other(
+    index: PrefixIndex, client: StateClient, config: StateConfig, clock: Clock
+) -> None:
+    """By four gateways that saw the same idle fleet, with one new prompt each."""
+    states = [FleetState(client, config, f"g{number}", clock) for number in range(4)]
+    routers = [ReplicaRouter(state, 16, rng=random.Random(7)) for state in states]  # equal draws
+    names = iter(range(1000))
+    for _ in range(3):
+        routed = await asyncio.gather(*(each.route(chain(f"new {next(names)}", 20), 320, REPLICAS) for each in routers))
+        assert {each.decision.replica for each in routed if each is not None} == set(REPLICAS)
+        for state in states:
+            await state.settled()
+    assert sum(state.counts.overtaken for state in states) > 0
+    view = await states[0].look([], REPLICAS, 8)
+    assert {each.in_flight for each in view.replicas.values()} == {3}
+
+
+async def test_in_a_crowd_the_last_try_is_taken(router: ReplicaRouter) -> None:
+    hashes = chain("crowd", 20)
+    routed = await asyncio.gather(*(router.route(hashes, 325, REPLICAS) for _ in range(40)))
+    await router.state.settled()
+    assert all(each is not None for each in routed)
+    view = await router.state.look(hashes, REPLICAS, 8)
+    assert sum(each.in_flight or 0 for each in view.replicas.values()) == 40
 
 
 async def test_confirmed_blocks_attract(router: ReplicaRouter, index: PrefixIndex) -> None:

@@ -10,6 +10,7 @@ from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
 from gateway.state.embedded import EmbeddedServer
 from gateway.state.errors import StateUnavailableError
+from gateway.state.wire import pack_keys
 
 ECHO = Script("return {ns, ARGV[3]}")
 NOW = Script("return now")
@@ -99,7 +100,32 @@ async def test_a_late_connection_is_kept_for_the_next_call(server: EmbeddedServe
         with pytest.raises(StateUnavailableError):
             await client.run(ECHO, "x")
         await asyncio.sleep(0.3)
-        assert len(client._redis.connection_pool._available_connections) == 1
+        assert len(client._idle) == 1
+    finally:
+        await client.close()
+
+
+async def test_connections_closed_while_idle_are_opened_again_unnoticed(client: StateClient) -> None:
+    await asyncio.gather(*(client.run(ECHO, str(number)) for number in range(3)))
+    assert len(client._idle) == 3
+    await client._redis.client_kill_filter(_type="normal", skipme=True)
+    assert (await client.run(ECHO, "x"))[1] == b"x"
+    assert (len(client._idle), client.failures) == (1, 0)
+
+
+async def test_answers_are_not_mixed_up_when_a_caller_gives_up(server: EmbeddedServer) -> None:
+    client = StateClient(StateConfig(timeout_s=5), server.url, "m")
+    try:
+        await client.connect()
+        slow = asyncio.create_task(client.run(Script("for i = 1, 3e6 do end return 'slow'")))
+        await asyncio.sleep(0)
+        slow.cancel()
+        assert [await client.run(ECHO, str(number)) for number in range(5)] == [
+            [b"outrider:{m}", str(number).encode()] for number in range(5)
+        ]
+        now, values = await client.values(pack_keys(b"", ["nobody has it"]), 1)
+        assert abs(now / 1000 - time.time()) < 5
+        assert values == [None]
     finally:
         await client.close()
 

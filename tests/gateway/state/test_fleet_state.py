@@ -47,6 +47,19 @@ def send(state: FleetState, replica: str = "r1", tokens: int = 1000, rate: float
     )
 
 
+async def claim(state: FleetState, sends: int | None, tokens: int = 1000) -> Reservation | None:
+    return await state.claim(
+        "r1",
+        PROMPT,
+        tokens,
+        sends=sends,
+        confirmed_blocks=0,
+        new_tokens=tokens,
+        prefill_rate=1000.0,
+        expected_s=tokens / 1000,
+    )
+
+
 async def seen(state: FleetState, replica: str = "r1") -> ReplicaState:
     await state.settled()
     return (await state.look(PROMPT, ["r1", "r2"], 8)).replicas[replica]
@@ -66,6 +79,55 @@ async def test_a_gateway_sees_what_another_sent(gateways: tuple[FleetState, Flee
     first.finish(one, output_tokens=5)
     await first.settled()
     assert (await seen(second)).in_flight == 1
+
+
+async def test_of_two_claims_by_one_look_the_later_is_refused(gateways: tuple[FleetState, FleetState]) -> None:
+    first, second = gateways
+    sends = (await seen(first)).sends
+    assert await claim(first, sends) is not None
+    assert await claim(second, sends) is None
+    state = await seen(second)
+    assert (state.queued_tokens, state.in_flight, state.recent_tokens) == (1000, 1, 1000)
+    assert state.predicted_blocks == 4
+    assert second.counts.overtaken == 1
+    assert second.in_flight("r1") == 0
+    assert await claim(second, state.sends) is not None
+    assert (await seen(first)).in_flight == 2
+
+
+async def test_requests_of_one_gateway_overtake_each_other_too(gateways: tuple[FleetState, FleetState]) -> None:
+    state, _ = gateways
+    sends = (await seen(state)).sends
+    claims = await asyncio.gather(*(claim(state, sends) for _ in range(5)))
+    assert sum(each is not None for each in claims) == 1
+    after = await seen(state)
+    assert (after.queued_tokens, after.in_flight) == (1000, 1)
+
+
+async def test_a_claim_that_must_not_be_refused_is_not(gateways: tuple[FleetState, FleetState]) -> None:
+    first, second = gateways
+    sends = (await seen(first)).sends
+    send(first)
+    await first.settled()
+    assert await claim(second, None) is not None
+    await second.settled()
+    after = await seen(second)
+    assert (after.in_flight, after.sends - sends) == (2, 2)
+
+
+async def test_a_cancelled_claim_leaves_no_load(gateways: tuple[FleetState, FleetState]) -> None:
+    state, other = gateways
+    sends = (await seen(state)).sends
+    task = asyncio.create_task(claim(state, sends))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await state.settled()
+    await asyncio.sleep(0.05)  # what was on its way when it was cancelled
+    after = await seen(other)
+    assert (after.queued_tokens, after.in_flight) == (0, 0)
+    assert state.in_flight("r1") == 0
 
 
 async def test_an_end_without_a_first_token_releases_everything(gateways: tuple[FleetState, FleetState]) -> None:
@@ -239,6 +301,10 @@ async def test_without_redis_a_gateway_goes_on_by_itself_and_comes_back() -> Non
         assert view.source == "local"
         assert view.holders == ((4, 2),)
         assert {name: each.in_flight for name, each in view.replicas.items()} == {"r1": 1, "r2": 1}
+        three = await claim(state, sends=0)  # nobody can say that it came too late
+        assert three is not None
+        assert state.in_flight("r1") == 2
+        state.finish(three, output_tokens=1)
         state.finish(one, output_tokens=1)
         state.finish(two, output_tokens=1)
         await state.settled()

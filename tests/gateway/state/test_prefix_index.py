@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -9,7 +10,7 @@ from engines.block_hash import BlockHash
 from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
 from gateway.state.fleet_view import FleetView
-from gateway.state.look import look
+from gateway.state.look import FleetReader
 from gateway.state.prefix_index import MAX_BATCH, Applied, EngineReport, PrefixIndex
 from tests.gateway.state.fleet import Clock, chain
 
@@ -19,6 +20,13 @@ KEYS = Script("return redis.call('KEYS', ns .. ':' .. ARGV[3])")
 @pytest.fixture
 def index(client: StateClient, config: StateConfig) -> PrefixIndex:
     return PrefixIndex(client, config)
+
+
+async def look(
+    client: StateClient, config: StateConfig, hashes: list[BlockHash], replicas: Sequence[str], max_holders: int
+) -> FleetView:
+    """As a gateway that has just come up sees it."""
+    return await FleetReader(client, config).look(hashes, replicas, max_holders)
 
 
 async def confirmed(client: StateClient, hashes: list[BlockHash], *replicas: str) -> dict[str, int]:
@@ -191,6 +199,7 @@ async def test_equal_holders_take_turns(index: PrefixIndex, client: StateClient)
     for number in range(6):
         await index.register(f"r{number}", "1")
         await index.apply(f"r{number}", "1", 1, prompt)
-    seen = [frozenset((await look(client, StateConfig(), prompt, (), 2)).replicas) for _ in range(6)]
+    reader = FleetReader(client, StateConfig())
+    seen = [frozenset((await reader.look(prompt, (), 2)).replicas) for _ in range(6)]
     assert all(len(each) == 2 for each in seen)
     assert frozenset().union(*seen) == {f"r{number}" for number in range(6)}

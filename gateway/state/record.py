@@ -1,0 +1,142 @@
+"""One replica's record: everything a decision wants to know of it in one string, which MGET reads for a whole fleet.
+
+Sixteen doubles, then an entry for each gateway that has requests there. Zeros mean "never": an absent record reads as
+one of zeros. Scripts change it, so that a change sees the one before it; readers take it apart in Python. A gateway's
+entry is under a lease, and what has lapsed counts for nothing, whoever reads it and whenever.
+"""
+
+from __future__ import annotations
+
+import struct
+
+from gateway.state.fleet_view import ReplicaState
+
+_FIELDS = (
+    "slot",  # plus one; zero: not registered
+    "until",  # ms, end of its lease
+    "draining",
+    "kv_use",
+    "reported",  # ms, when it said kv_use
+    "prefill_tokens",  # observed, forgetting; so are the next five
+    "prefill_ms",
+    "decode_tokens",
+    "decode_ms",
+    "expected",  # warm tokens
+    "found",
+    "recent",  # uncached tokens sent
+    "recent_at",
+    "free_at",  # ms, when all that was sent will be prefilled
+    "first_at",  # ms, of the last first token
+    "sends",  # requests ever sent: tells whether somebody was quicker
+)
+_HEADER = struct.Struct(f"<{len(_FIELDS)}d")
+SLOT_BYTES = 8  # a record begins with its slot
+_ENTRY = struct.Struct("<8sIIIQ")  # gateway, version, queued tokens, requests in flight, end of the lease in ms
+_DAY_MS = 86_400_000
+# Of what waits, at least this share: the request whose turn it is has not had its first token yet.
+_LEAST_LEFT = 0.05
+# Warm tokens promised and found before the first ones: a replica's word is good until it has proved otherwise.
+_TRUSTED_TOKENS = 1000
+
+# `r` is a table of the fields, `tail` the entries as they are.
+RECORD_LUA = f"""
+local {", ".join(name.upper() for name in _FIELDS)} = {", ".join(str(n + 1) for n in range(len(_FIELDS)))}
+local function read_record(replica)
+  local text = redis.call('GET', ns .. ':r:' .. replica) or string.rep('\\0', {_HEADER.size})
+  return {{struct.unpack('<{"d" * len(_FIELDS)}', text)}}, text:sub({_HEADER.size + 1})
+end
+local function write_record(replica, r, tail)
+  redis.call('SET', ns .. ':r:' .. replica, struct.pack('<{"d" * len(_FIELDS)}', unpack(r, 1, {len(_FIELDS)})) .. tail,
+    'PX', {_DAY_MS})
+end
+local function account(tail, gateway, version, queued, in_flight, lease_ms)  -- tail with the gateway's newest word
+  local kept = struct.pack('<c8I4I4I4I8', gateway, version, queued, in_flight, now + lease_ms)
+  for at = 1, #tail, {_ENTRY.size} do
+    local whose, known, _, _, ends = struct.unpack('<c8I4I4I4I8', tail, at)
+    local entry = tail:sub(at, at + {_ENTRY.size - 1})
+    if whose ~= gateway then
+      if ends > now then kept = kept .. entry end
+    elseif known > version then
+      kept = entry .. kept:sub({_ENTRY.size + 1})
+    end
+  end
+  return kept
+end
+local function load_of(tail)  -- tokens queued, requests in flight
+  local queued, in_flight = 0, 0
+  for at = 1, #tail, {_ENTRY.size} do
+    local _, _, tokens, requests, ends = struct.unpack('<c8I4I4I4I8', tail, at)
+    if ends > now then queued, in_flight = queued + tokens, in_flight + requests end
+  end
+  return queued, in_flight
+end
+"""
+
+
+def read_slot(record: bytes) -> int | None:
+    """The slot of the replica's present epoch; None if it is not registered."""
+    return int(_HEADER.unpack_from(record)[0]) - 1 if record[:SLOT_BYTES].strip(b"\0") else None
+
+
+def read_state(
+    replica: str,
+    record: bytes | None,
+    depths: tuple[dict[int, int], dict[int, int]],
+    now: int,
+    report_ttl_ms: int,
+    half_life_ms: int,
+) -> ReplicaState:
+    """The replica at `now` (ms). `depths` are blocks held by slot: as engines say, and with predictions."""
+    if record is None:
+        return ReplicaState(replica, leased=False)
+    (
+        slot,
+        until,
+        draining,
+        kv_use,
+        reported,
+        prefill_tokens,
+        prefill_ms,
+        decode_tokens,
+        decode_ms,
+        expected,
+        found,
+        recent,
+        recent_at,
+        free_at,
+        _,
+        sends,
+    ) = _HEADER.unpack_from(record)
+    queued = in_flight = 0
+    for _, _, tokens, requests, ends in _ENTRY.iter_unpack(memoryview(record)[_HEADER.size :]):
+        if ends > now:
+            queued, in_flight = queued + tokens, in_flight + requests
+    prefill_rate = _rate(prefill_tokens, prefill_ms)
+    leased = slot > 0 and until > now
+    return ReplicaState(
+        replica,
+        leased=leased,
+        draining=draining > 0,
+        confirmed_blocks=depths[0].get(int(slot) - 1, 0) if leased else 0,
+        predicted_blocks=depths[1].get(int(slot) - 1, 0) if leased else 0,
+        queued_tokens=_left(queued, max(free_at - now, 0), prefill_rate) if slot else None,
+        in_flight=in_flight if slot else None,
+        recent_tokens=recent * 2 ** ((recent_at - now) / half_life_ms) if recent else 0.0,
+        prefill_rate=prefill_rate,
+        decode_rate=_rate(decode_tokens, decode_ms),
+        kv_use=kv_use if reported and now - reported <= report_ttl_ms else None,
+        trust=(found + _TRUSTED_TOKENS) / (expected + _TRUSTED_TOKENS),
+        sends=int(sends),
+    )
+
+
+def _rate(tokens: float, ms: float) -> float | None:
+    """Tokens/s; None where nothing was observed."""
+    return 1000 * tokens / ms if tokens > 0 and ms > 0 else None
+
+
+def _left(queued: int, backlog_ms: float, rate: float | None) -> float:
+    """Queued tokens less those that are believed to be prefilled already."""
+    if rate is None:
+        return float(queued)
+    return min(queued, max(_LEAST_LEFT * queued, backlog_ms * rate / 1000))
