@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 
 from engines.block_hash import BlockHash
+from engines.block_journal import BlockObserver
 
 
 class BlockPool:
@@ -27,6 +28,11 @@ class BlockPool:
         self._by_hash: dict[BlockHash, int] = {}
         self._drafted = bytearray(num_blocks)
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._observer: BlockObserver | None = None
+
+    def watch(self, observer: BlockObserver) -> None:
+        """Tell `observer` which contents can be found from now on, and which no longer."""
+        self._observer = observer
 
     @property
     def num_free(self) -> int:
@@ -98,6 +104,8 @@ class BlockPool:
         if block_hash not in self._by_hash:
             self._hashes[block_id] = block_hash
             self._by_hash[block_hash] = block_id
+            if self._observer is not None:
+                self._observer.added(block_hash)
 
     def _forget(self, block_id: int) -> None:
         self._drafted[block_id] = False
@@ -105,3 +113,5 @@ class BlockPool:
         if block_hash is not None:
             del self._by_hash[block_hash]
             self._hashes[block_id] = None
+            if self._observer is not None:
+                self._observer.evicted(block_hash)

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import platform
 import time
+from dataclasses import replace
 
 import torch
 import transformers
@@ -25,7 +26,7 @@ from engines.model_runner import ModelRunner
 from engines.prepare import prepare_model
 from engines.quant.model import describe
 from engines.tokenizer import Tokenizer
-from engines.types import ModelCard
+from engines.types import ModelCard, PrefixBlocks
 
 _log = logging.getLogger(__name__)
 
@@ -83,6 +84,8 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
     )
     runner = _runner(loaded, backend, config, capacity)
     card = _card(config, loaded, draft, backend.name, limits, capacity.kv_cache_bytes)
+    if config.enable_prefix_caching:
+        card = replace(card, prefix_blocks=PrefixBlocks(settings.model, config.block_size))
     _log.info("loaded %s in %.1f s: %s", config.model, time.perf_counter() - started, card.details)
     core = EngineCore(settings, runner, tokenizer, speculation)
 
@@ -90,7 +93,7 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         if path and speculation.max_draft_tokens:
             save_costs(path, key, speculation.speculator.state())
 
-    return LoadedEngine(core, speculation.speculator, limits, card, keep)
+    return LoadedEngine(core, speculation.speculator, limits, card, keep, watch=core._pool.watch)
 
 
 def _runner(

@@ -157,7 +157,8 @@ class Delta:
     """News of one choice since the last delta.
 
     `token_ids` is empty where a remote server sends text only. `text` may be empty while a character or a possible stop
-    string is held back. `logprobs`, if asked for, has an entry per token id, and so has `provenance`, whose texts
+    string is held back. A choice's first delta has `cached_tokens`, those of the prompt that the engine found computed,
+    where the engine knows. `logprobs`, if asked for, has an entry per token id, and so has `provenance`, whose texts
     together are `text` (what was held back until the end belongs to the last token). The last delta of a choice has
     `finish_reason` and `usage`; `stop_reason` is the stop string or stop token id that ended it, if one did.
     """
@@ -170,6 +171,7 @@ class Delta:
     stop_reason: str | int | None = None
     usage: Usage | None = None
     provenance: tuple[Piece, ...] | None = None
+    cached_tokens: int | None = None
 
 
 def joined(deltas: Iterable[Delta]) -> tuple[Delta, ...]:
@@ -189,7 +191,16 @@ def _join(deltas: list[Delta]) -> Delta:
         token_ids=tuple(token_id for delta in deltas for token_id in delta.token_ids),
         logprobs=tuple(entry for delta in deltas for entry in delta.logprobs or ()) if has_logprobs else None,
         provenance=tuple(piece for delta in deltas for piece in delta.provenance or ()) if has_provenance else None,
+        cached_tokens=deltas[0].cached_tokens,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixBlocks:
+    """How an engine names what its prefix cache holds: `root_hash(model, salt=cache_salt)`, then block by block."""
+
+    model: str
+    block_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +208,7 @@ class ModelCard:
     """What an engine serves. `fingerprint` is a hash of weights, resolved config and library versions.
 
     `max_model_len` (tokens) and `vocab_size` are None where a remote server does not tell. `details` are resolved
-    settings worth showing to an operator, already strings.
+    settings worth showing to an operator, already strings. `prefix_blocks` is None without a prefix cache of our own.
     """
 
     model: str
@@ -207,6 +218,7 @@ class ModelCard:
     vocab_size: int | None = None
     max_num_choices: int = 128
     details: dict[str, str] = field(default_factory=dict)
+    prefix_blocks: PrefixBlocks | None = None
 
 
 @dataclass(frozen=True, slots=True)

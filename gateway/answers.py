@@ -37,6 +37,10 @@ class Format(Protocol):
         """The last chunk, if usage was asked for."""
         ...
 
+    def receipt_chunk(self, receipt: JsonObject) -> JsonObject:
+        """The very last, if the receipt was asked for."""
+        ...
+
     def whole(self, choices: Sequence[Delta], usage: JsonObject) -> JsonObject:
         """The answer in one piece; `choices` are the merged deltas of each choice, by index."""
         ...
@@ -73,6 +77,9 @@ class ChatFormat:
 
     def usage_chunk(self, usage: JsonObject) -> JsonObject:
         return self._chunk([]) | {"usage": usage}
+
+    def receipt_chunk(self, receipt: JsonObject) -> JsonObject:
+        return self._chunk([]) | {"receipt": receipt}
 
     def whole(self, choices: Sequence[Delta], usage: JsonObject) -> JsonObject:
         return (
@@ -113,6 +120,9 @@ class CompletionFormat:
 
     def usage_chunk(self, usage: JsonObject) -> JsonObject:
         return _body(self.header, "text_completion", []) | {"usage": usage}
+
+    def receipt_chunk(self, receipt: JsonObject) -> JsonObject:
+        return _body(self.header, "text_completion", []) | {"receipt": receipt}
 
     def whole(self, choices: Sequence[Delta], usage: JsonObject) -> JsonObject:
         told = [self._choice(choice, self._echo(choice.index)) for choice in choices]

@@ -16,6 +16,7 @@ from engines.config import (
     RemoteEngineConfig,
 )
 from engines.errors import ModelLoadError
+from gateway.auto_checks import check_auto
 from gateway.config import GatewayConfig, ModelConfig
 from gateway.errors import ConfigError
 from gateway.serve_file import ServeFile
@@ -58,6 +59,9 @@ def check_file(file: ServeFile) -> list[ModelSummary]:
     """A summary of each model. Raises ConfigError naming the first that cannot be served on this machine."""
     config = file.application.args
     summaries = [_check_model(model) for model in config.models]
+    if config.auto is not None:
+        check_auto(config.auto)
+    _check_state(config)
     _check_memory(config, summaries)
     _check_reservations(config)
     return summaries
@@ -138,6 +142,12 @@ def _quantized_bytes(hf_config: PretrainedConfig, engine: LocalEngineConfig) -> 
         return None
     dtype = None if engine.dtype == "auto" else getattr(torch, engine.dtype)
     return planned_bytes(hf_config, engine.quantization, dtype=dtype)
+
+
+def _check_state(config: GatewayConfig) -> None:
+    password_env = config.state.password_env
+    if password_env is not None and password_env not in os.environ:
+        raise ConfigError(f"state: the environment variable {password_env} is not set.")
 
 
 def _check_memory(config: GatewayConfig, summaries: Sequence[ModelSummary]) -> None:

@@ -13,7 +13,10 @@ from rich.console import Console
 
 from gateway.errors import ConfigError, DeployError
 from gateway.precision_command import precision
+from gateway.promote_command import promote, rollback
 from gateway.quantize_command import quantize
+from gateway.replay_command import replay
+from gateway.route_command import route
 from gateway.router_commands import evaluate, train
 from gateway.serve_file import load_serve_file
 
@@ -105,6 +108,10 @@ def chat(
 app.command()(precision)
 app.command()(train)
 app.command()(evaluate)
+app.command()(replay)
+app.command()(route)
+app.command()(promote)
+app.command()(rollback)
 app.command()(quantize)
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import httpx
 
+from gateway.config import GatewayConfig
 from gateway.errors import DeployError
 from gateway.serve_file import ServeFile
 
@@ -53,8 +54,8 @@ def running(file: ServeFile, logs: bool) -> Iterator[Running]:
     scratch = Path(tempfile.mkdtemp(prefix="outrider-", dir="/tmp"))
     os.environ.update(_environment(scratch) | os.environ)
     try:
-        with _ray(scratch, logs):
-            yield Running(_deploy(file), scratch / "ray" / "session_latest" / "logs")
+        with _state(file.application.args, scratch) as state_url, _ray(scratch, logs):
+            yield Running(_deploy(file, state_url), scratch / "ray" / "session_latest" / "logs")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -100,6 +101,25 @@ def _haproxy_command(scratch: Path) -> Path | None:
 
 
 @contextlib.contextmanager
+def _state(config: GatewayConfig, scratch: Path) -> Iterator[str | None]:
+    """The address of what gateways and engines share: the one configured, or a server of our own; None if unneeded."""
+    if config.state.url is not None or not config.needs_state:
+        yield config.state.url
+        return
+    from gateway.state.embedded import EmbeddedServer
+    from gateway.state.errors import StateStartError
+
+    try:
+        folder = scratch / "state"
+        folder.mkdir()
+        server = EmbeddedServer(config.state.embedded_memory_mb, folder)
+    except StateStartError as error:
+        raise DeployError(f"The embedded Redis did not start: {error}") from error
+    with server:
+        yield server.url
+
+
+@contextlib.contextmanager
 def _ray(scratch: Path, logs: bool) -> Iterator[None]:
     import ray
 
@@ -121,19 +141,19 @@ def _ray(scratch: Path, logs: bool) -> Iterator[None]:
         ray.shutdown()
 
 
-def _deploy(file: ServeFile) -> str:
+def _deploy(file: ServeFile, state_url: str | None) -> str:
     from ray import serve
     from ray.exceptions import RayError
     from ray.serve.exceptions import RayServeException
 
-    from gateway.app import build_app
+    from gateway.app import bind_app
 
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     http = file.http_options
     app = file.application
     try:
         serve.start(proxy_location=file.proxy_location, http_options=http.model_dump())
-        serve.run(build_app(app.args.model_dump()), name=app.name, route_prefix=app.route_prefix)
+        serve.run(bind_app(app.args, state_url), name=app.name, route_prefix=app.route_prefix)
     except (RuntimeError, ValueError, RayError, RayServeException) as error:
         reason = _replica_error(app.name) or _last_error_in(str(error)) or " ".join(str(error).split())
         raise DeployError(reason) from error

@@ -7,6 +7,10 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from engines.config import EngineConfig
+from gateway.auto_config import AUTO, AutoConfig
+from gateway.request_log_config import RequestLogConfig
+from gateway.routing.config import ReplicaPolicy, RoutingConfig
+from gateway.state.config import StateConfig
 
 # Serve puts the name into actor names and URLs of its own; a slash allows "organisation/model".
 ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]*$", max_length=128)]
@@ -61,8 +65,25 @@ class GatewayConfig(_Config):
     models: tuple[ModelConfig, ...] = Field(min_length=1)
     http: HttpConfig = HttpConfig()
     ingress: IngressConfig = IngressConfig()
+    auto: AutoConfig | None = Field(default=None, description='the models behind `model: "auto"`')
+    request_log: RequestLogConfig | None = None
+    routing: RoutingConfig = RoutingConfig()
+    state: StateConfig = StateConfig()
     drain_timeout_s: float = Field(default=20.0, gt=0.0, description="time for running requests when a replica stops")
     log_level: LogLevel = "info"
+
+    @property
+    def needs_state(self) -> bool:
+        """Whether gateways and engines are to share what they know."""
+        return any(self.replica_policy(model) == "warm" for model in self.models)
+
+    def replica_policy(self, model: ModelConfig) -> ReplicaPolicy | Literal["single"]:
+        """How this model's requests find a replica. What a remote engine or an echo holds, nobody knows."""
+        if model.num_replicas == 1:
+            return "single"
+        if self.routing.policy == "warm" and model.engine.kind != "local":
+            return "two_choices"
+        return self.routing.policy
 
     @model_validator(mode="after")
     def _names_are_distinct(self) -> GatewayConfig:
@@ -70,4 +91,18 @@ class GatewayConfig(_Config):
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"model names must be distinct, but {', '.join(twice)} appears more than once")
+        return self
+
+    @model_validator(mode="after")
+    def _auto_chooses_among_models(self) -> GatewayConfig:
+        if self.auto is None:
+            return self
+        names = [model.name for model in self.models]
+        if AUTO in names:
+            raise ValueError(f"no model may be named {AUTO} beside an automatic choice")
+        unknown = [candidate.model for candidate in self.auto.candidates if candidate.model not in names]
+        if unknown:
+            raise ValueError(f"auto.candidates has {', '.join(unknown)}, but the models are {', '.join(names)}")
+        if self.auto.shadow is not None and self.request_log is None:
+            raise ValueError("auto.shadow only writes to the request log, and there is no request_log")
         return self

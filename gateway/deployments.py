@@ -4,28 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ray import serve
 from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle, DeploymentResponseGenerator
 
+from engines.block_journal import BlockJournal, WatchesBlocks
 from engines.config import EngineConfig, RemoteEngineConfig
 from engines.errors import EngineDeadError, EngineError, EngineOverloadedError, EngineTimeoutError
 from engines.protocol import Engine
 from engines.types import Delta, EngineStats, GenerateRequest, ModelCard
+from gateway.answers import JsonObject
 from gateway.engine_factory import make_engine
 from gateway.errors import InternalError
+from gateway.replica_status import ReplicaStatus
+from gateway.routing.placement_counts import PlacementCounts
+from gateway.routing.placer import Placer, ServesChoice
+from gateway.routing.retry_budget import RetryBudget
+
+if TYPE_CHECKING:
+    from gateway.routing.publishing import Publishing
 
 # Serve learns of a dead replica within a few of these; three tries reach a living one if there is one.
 _RETRY_DELAYS_S = (0.05, 0.5)
 # After so long without a first item it is asked whether there is a replica at all; starting one takes longer.
 _REPLICA_WAIT_S = 2.0
-_STATUS_AGE_S = 1.0
+_RETRY_SHARE, _RETRY_BURST = 0.2, 256
 
 
 class ReplicaLostError(EngineDeadError):
@@ -39,14 +47,26 @@ class EngineServer:
     when the replica starts, and come and go later, and no restart of this process would bring it back.
     """
 
-    async def __init__(self, config: EngineConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: EngineConfig, publishing: Publishing | None = None
+    ) -> None:
+        """With `publishing`, gateways are told what the prefix cache holds; the engine must have one."""
         self._engine: Engine = make_engine(config)
         self._has_peer = isinstance(config, RemoteEngineConfig)
+        if publishing is not None:
+            assert isinstance(self._engine, WatchesBlocks)
+            journal = BlockJournal()
+            self._engine.watch_blocks(journal)
         try:
             await self._engine.start()
         except (EngineDeadError, EngineTimeoutError):
             if not self._has_peer:
                 raise
+        if publishing is not None:
+            from gateway.routing.publishing import start_publishing  # and with it redis
+
+            replica = serve.get_replica_context().replica_id.unique_id
+            self._publishing = start_publishing(self._engine, journal, replica, publishing)
 
     async def card(self) -> ModelCard:
         """Raises EngineDeadError, EngineTimeoutError while the peer is away, ModelLoadError if it lacks the model."""
@@ -85,8 +105,9 @@ class EngineServer:
 class HandleEngine:
     """An Engine whose replicas live behind a Serve handle.
 
-    Requests go to the replica that Serve chooses. A request that lost its replica before it was told anything goes to
-    another. One whose engine stopped under it does not: it may be what stopped the engine, and would stop the next.
+    Requests go to the replica that the placer wishes, or Serve chooses. A request that lost its replica before it was
+    told anything goes to another, within the budget for retries. One whose engine stopped under it does not: it may be
+    what stopped the engine, and would stop the next.
     """
 
     def __init__(
@@ -95,33 +116,67 @@ class HandleEngine:
         retry_delays_s: tuple[float, ...] = _RETRY_DELAYS_S,
         replica_wait_s: float = _REPLICA_WAIT_S,
         has_replica: Callable[[str, str], bool] | None = None,
+        placer: Placer | None = None,
+        budget: RetryBudget | None = None,
     ) -> None:
         self._handle = handle
         self._retry_delays_s = retry_delays_s
         self._replica_wait_s = replica_wait_s
-        self._replicas = _Replicas(handle, has_replica or _has_replica)
+        self._replicas = ReplicaStatus(handle, has_replica)
+        self._placer = placer or ServesChoice("single")
+        self.budget = budget or RetryBudget(_RETRY_SHARE, _RETRY_BURST)
         self._is_closed = False
+
+    def counted(self) -> PlacementCounts | None:
+        """What the placer has done so far; None where Serve chooses."""
+        return self._placer.counted()
+
+    @property
+    def policy(self) -> str:
+        """How a replica is chosen."""
+        return self._placer.policy
 
     async def start(self) -> ModelCard:
         """The card of any replica; waits until there is one."""
-        with _translated():
-            card: ModelCard = await self._handle.card.remote()
+        card = await self._card()
+        await self._placer.open(card)
         return card
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[tuple[Delta, ...], None]:
         """See Engine.generate."""
+        async with aclosing(self.generate_noting(request, {})) as items:
+            async for item in items:
+                yield item
+
+    async def generate_noting(
+        self, request: GenerateRequest, entry: JsonObject
+    ) -> AsyncGenerator[tuple[Delta, ...], None]:
+        """See Explains.generate_noting."""
+        self.budget.earn()
+        lost: list[str] = []
         for delay_s in (*self._retry_delays_s, None):
             has_begun = False
+            seat = await self._placer.place(request, frozenset(lost), entry)
             try:
                 async with aclosing(self._call(request)) as items:
                     async for item in items:
                         has_begun = True
+                        seat.note(item)
                         yield item
                 return
             except ReplicaLostError:
-                if has_begun or delay_s is None or self._is_closed:
+                if has_begun or delay_s is None or self._is_closed or not self.budget.spend():
                     raise
+                lost += [seat.replica] if seat.replica is not None else []
+                entry["lost"] = list(lost)
+            finally:
+                seat.leave()
+            if not self._placer.has_other(frozenset(lost)):
                 await asyncio.sleep(delay_s)
+
+    async def explain(self, request: GenerateRequest) -> JsonObject:
+        """See Explains.explain."""
+        return await self._placer.explain(request)
 
     async def stats(self) -> EngineStats:
         """The sum over all replicas."""
@@ -139,6 +194,19 @@ class HandleEngine:
     async def close(self) -> None:
         """Nothing is sent any more. The replicas are Serve's to stop."""
         self._is_closed = True
+        await self._placer.close()
+
+    async def _card(self) -> ModelCard:
+        for delay_s in (*self._retry_delays_s, None):
+            try:
+                with _translated():
+                    card: ModelCard = await self._handle.card.remote()
+                return card
+            except ReplicaLostError:
+                if delay_s is None:
+                    raise
+                await asyncio.sleep(delay_s)
+        raise AssertionError("the last try returns or raises")
 
     async def _call(self, request: GenerateRequest) -> AsyncGenerator[tuple[Delta, ...], None]:
         if self._is_closed:
@@ -170,34 +238,6 @@ class HandleEngine:
             return item
         finally:
             first.cancel()
-
-
-class _Replicas:
-    """Whether a deployment has replicas. Many requests may wait, and Serve's one controller is asked once for all."""
-
-    def __init__(self, handle: DeploymentHandle[Any], ask: Callable[[str, str], bool]) -> None:
-        self._handle = handle
-        self._ask = ask
-        self._asking = asyncio.Lock()
-        self._asked_s = float("-inf")
-        self._exist = True
-
-    async def exist(self) -> bool:
-        async with self._asking:
-            if time.monotonic() - self._asked_s > _STATUS_AGE_S:
-                self._exist = await asyncio.to_thread(self._ask, self._handle.app_name, self._handle.deployment_name)
-                self._asked_s = time.monotonic()
-            return self._exist
-
-
-def _has_replica(app: str, deployment: str) -> bool:
-    """Whether Serve knows of a replica that may hold a request: a stopping one may, a starting one cannot."""
-    try:
-        application = serve.status().applications.get(app)
-    except RayError:
-        return True  # the controller is being restarted; the replicas go on without it
-    found = application.deployments.get(deployment) if application is not None else None
-    return found is not None and any(n for state, n in found.replica_states.items() if state != "STARTING")
 
 
 @contextlib.contextmanager

@@ -5,7 +5,10 @@ GatewayError
 |   `-- UnknownModelError        no such model
 |-- BodyTooLargeError            the body exceeds http.max_body_bytes
 |-- TooManyRequestsError         http.max_concurrent_requests are in flight
+|-- UnknownReceiptError          the tenant has no such receipt, or no longer
 |-- ModelNotReadyError           the model is still loading
+|-- NoRequestLogError            feedback, but nothing is logged here
+|-- LogUnavailableError          the request log cannot take an outcome now
 |-- RequestTimeoutError          the answer took longer than http.request_timeout_s
 |-- InternalError                a bug; the log has the rest
 |-- ConfigError                  the configuration cannot be served; one readable line
@@ -62,6 +65,17 @@ class BodyTooLargeError(GatewayError):
         super().__init__(f"The request body exceeds the limit of {limit_bytes} bytes.")
 
 
+class UnknownReceiptError(GatewayError):
+    """This tenant has no such receipt, or no longer."""
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            f"There is no receipt of a request `{request_id[:100]}` for this tenant: x-request-id names a request, the "
+            "header x-outrider-cache-salt its tenant. Old ones are forgotten, and gateways without a shared state know "
+            "their own alone."
+        )
+
+
 class TooManyRequestsError(GatewayError):
     """This ingress has as many requests in flight as it may."""
 
@@ -75,6 +89,21 @@ class ModelNotReadyError(GatewayError):
 
     def __init__(self, model: str, reason: str) -> None:
         super().__init__(f"The model `{model}` is not ready: {reason}")
+        self.retry_after_s = 5.0
+
+
+class NoRequestLogError(GatewayError):
+    """There is nothing that feedback could be kept with."""
+
+    def __init__(self) -> None:
+        super().__init__("This gateway keeps no request log, so there is nothing that feedback could be added to.")
+
+
+class LogUnavailableError(GatewayError):
+    """The outcome was not written."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"The request log cannot be written now: {reason}.")
         self.retry_after_s = 5.0
 
 
@@ -125,6 +154,9 @@ _TABLE: tuple[tuple[type[Exception], int, str, str | None], ...] = (
     (BodyTooLargeError, 413, "invalid_request_error", "request_too_large"),
     (TooManyRequestsError, 429, "rate_limit_error", "rate_limit_exceeded"),
     (ModelNotReadyError, 503, "service_unavailable_error", "model_not_ready"),
+    (UnknownReceiptError, 404, "invalid_request_error", "receipt_not_found"),
+    (NoRequestLogError, 404, "invalid_request_error", "no_request_log"),
+    (LogUnavailableError, 503, "service_unavailable_error", "request_log_unavailable"),
     (RequestTimeoutError, 504, "timeout_error", "request_timeout"),
     (ContextLengthError, 400, "invalid_request_error", "context_length_exceeded"),
     (UnsupportedParameterError, 400, "invalid_request_error", "unsupported_parameter"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import json
@@ -39,6 +40,7 @@ class Fleet:
         self._engines = engines
         self._ready: dict[str, ServedModel] = {}
         self._waiting: dict[str, str] = {model.name: "it is still loading." for model in config.models}
+        self._tried = {model.name: asyncio.Event() for model in config.models}
         self._starting: list[asyncio.Task[None]] = []
         self.config_hash = config_hash(config, ())
 
@@ -49,6 +51,13 @@ class Fleet:
     async def started(self) -> None:
         """Wait until every engine has started or failed for good."""
         await asyncio.gather(*self._starting)
+
+    async def wait(self, limit_s: float) -> None:
+        """Wait until every engine has started, or said that it cannot now; no longer than so many seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                for tried in self._tried.values():
+                    await tried.wait()
 
     async def close(self) -> None:
         """Stop starting, and close every engine."""
@@ -89,13 +98,16 @@ class Fleet:
         for attempt in itertools.count():
             try:
                 await self._start_once(model)
+                self._tried[model.name].set()
                 return
             except (EngineDeadError, EngineTimeoutError) as error:
                 # A peer may come up later; a model that cannot be loaded will not.
                 self._waiting[model.name] = error.message
+                self._tried[model.name].set()
                 await asyncio.sleep(_RETRY_DELAYS_S[min(attempt, len(_RETRY_DELAYS_S) - 1)])
             except EngineError as error:
                 self._waiting[model.name] = error.message
+                self._tried[model.name].set()
                 return
 
     async def _start_once(self, model: ModelConfig) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
 from engines.errors import ContextLengthError
-from engines.protocol import Engine
 from engines.types import Delta, GenerateRequest, ModelCard, Prompt, TextPrompt, TokenPrompt
 from gateway.config import HttpConfig
 from gateway.errors import BadRequestError
@@ -63,14 +62,14 @@ def engine_requests(
     ]
 
 
-def merged(engine: Engine, requests: Sequence[GenerateRequest]) -> Items:
-    """The requests' deltas as one stream; choice j of prompt i has index i * n + j.
+def merged(generate: Callable[[GenerateRequest], Items], requests: Sequence[GenerateRequest]) -> Items:
+    """The deltas that `generate` yields for each request as one stream; choice j of prompt i has index i * n + j.
 
     Closing it closes all streams. The first error ends it.
     """
     if len(requests) == 1:
-        return engine.generate(requests[0])
-    return _merge([_shifted(engine.generate(request), i * request.n) for i, request in enumerate(requests)])
+        return generate(requests[0])
+    return _merge([_shifted(generate(request), i * request.n) for i, request in enumerate(requests)])
 
 
 async def _shifted(items: Items, offset: int) -> Items:

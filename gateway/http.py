@@ -16,6 +16,7 @@ from engines.errors import EngineError
 from engines.protocol import Engine
 from engines.types import EngineStats
 from gateway.answers import JsonObject
+from gateway.auto_config import AUTO
 from gateway.config import GatewayConfig
 from gateway.door import AnswerHeaders
 from gateway.errors import ErrorAnswer, GatewayError, describe
@@ -23,29 +24,56 @@ from gateway.fleet import Fleet, ServedModel
 from gateway.ingress import Ingress
 from gateway.log import make_logger
 from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.model_choice import ModelChooser
 from gateway.openai import ChatCompletionRequest, CompletionRequest
+from gateway.receipt_shelf import ReceiptShelf, Shared
+from gateway.receipts import ReceiptStore
+from gateway.request_log import RequestLog
+from gateway.route_api import add_route_routes
+from gateway.router_api import add_router_routes
+from gateway.router_metrics import RouterMetrics
+from gateway.routing_metrics import RoutingCollector
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
 
 def make_app(
-    config: GatewayConfig, engines: Mapping[str, Engine], name: str = "ingress", names_requests: bool = True
+    config: GatewayConfig,
+    engines: Mapping[str, Engine],
+    name: str = "ingress",
+    names_requests: bool = True,
+    shared_receipts: Shared | None = None,
+    startup_wait_s: float = 0.0,
 ) -> FastAPI:
     """The application over these engines, by model name; they are started and closed with it.
 
     `name` tells this process apart from its replicas in metrics. `names_requests`: whether to put x-request-id on
-    answers. The fleet is `app.state.fleet`.
+    answers. `shared_receipts` is where other gateways' receipts are found. Startup waits for the models
+    for `startup_wait_s`. The fleet is `app.state.fleet`.
     """
     fleet = Fleet(config, engines)
     metrics = Metrics(name)
     log = make_logger(config.log_level)
+    router_metrics = RouterMetrics(metrics.ingress, metrics.registry)
+    request_log = None if config.request_log is None else RequestLog(config.request_log, router_metrics, log)
+    chooser = ModelChooser(config, fleet, router_metrics, log, request_log)
+    receipts = ReceiptShelf(ReceiptStore(), shared_receipts)
+    metrics.registry.register(RoutingCollector(name, engines))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         fleet.start()
+        if request_log is not None:
+            request_log.start()
+        await chooser.start()
+        await fleet.wait(startup_wait_s)
         yield
+        await chooser.close()
         await fleet.close()
+        await receipts.close()
+        if request_log is not None:
+            await asyncio.to_thread(request_log.close)
 
     app = FastAPI(title="Outrider", lifespan=lifespan)
     app.state.fleet = fleet
@@ -53,8 +81,10 @@ def make_app(
     app.add_exception_handler(GatewayError, _answer_error)
     app.add_exception_handler(EngineError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    _add_generation_routes(app, Ingress(config.http, fleet, metrics, log))
-    _add_model_routes(app, fleet)
+    _add_generation_routes(app, Ingress(config.http, fleet, chooser, receipts, metrics, log))
+    _add_model_routes(app, fleet, chooser)
+    add_router_routes(app, chooser, request_log, config.http)
+    add_route_routes(app, chooser, receipts, config.http)
     _add_operator_routes(app, fleet, metrics, config.http.health_timeout_s, log)
     return app
 
@@ -70,15 +100,18 @@ def _add_generation_routes(app: FastAPI, ingress: Ingress) -> None:
         return await ingress.serve(request, CompletionRequest)
 
 
-def _add_model_routes(app: FastAPI, fleet: Fleet) -> None:
+def _add_model_routes(app: FastAPI, fleet: Fleet, chooser: ModelChooser) -> None:
     @app.get("/v1/models")
     async def models() -> JSONResponse:
         """The models that can be asked now."""
-        return JSONResponse({"object": "list", "data": [_model_entry(model, fleet) for model in fleet.ready()]})
+        auto = chooser.entry()
+        data = [_model_entry(model, fleet) for model in fleet.ready()] + ([auto] if auto is not None else [])
+        return JSONResponse({"object": "list", "data": data})
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> JSONResponse:
-        return JSONResponse(_model_entry(fleet.get(model), fleet))
+        auto = chooser.entry() if model == AUTO else None
+        return JSONResponse(_model_entry(fleet.get(model), fleet) if auto is None else auto)
 
 
 def _add_operator_routes(

@@ -24,8 +24,12 @@ from gateway.errors import GatewayError, InternalError, RequestTimeoutError, des
 from gateway.fleet import Fleet, ServedModel
 from gateway.generation import Items, engine_requests, merged, prediction_of, prompts_of
 from gateway.metrics import Metrics
+from gateway.model_choice import ModelChooser
 from gateway.openai import ChatCompletionRequest, CompletionRequest, parse
+from gateway.receipt_shelf import ReceiptShelf
+from gateway.replica_receipt import generating
 from gateway.sse import DONE, EventStream, error_event, event
+from gateway.tenant import tenant_of
 from gateway.trace import CLIENT_LEFT, Trace
 
 if TYPE_CHECKING:
@@ -37,16 +41,28 @@ GenerationRequest = ChatCompletionRequest | CompletionRequest
 class Ingress:
     """Serves chat and text completions from one fleet."""
 
-    def __init__(self, limits: HttpConfig, fleet: Fleet, metrics: Metrics, log: FilteringBoundLogger) -> None:
+    def __init__(
+        self,
+        limits: HttpConfig,
+        fleet: Fleet,
+        models: ModelChooser,
+        receipts: ReceiptShelf,
+        metrics: Metrics,
+        log: FilteringBoundLogger,
+    ) -> None:
         self._limits = limits
         self._fleet = fleet
+        self._models = models
+        self._receipts = receipts
         self._metrics = metrics
         self._log = log
         self._slots = Slots(limits.max_concurrent_requests)
 
     async def serve(self, http: Request, request_class: type[GenerationRequest]) -> Response:
         """The answer to a POST. Raises GatewayError, EngineError, or HTTPException 408 for a body that is too slow."""
-        trace = Trace(self._metrics, self._log.bind(request_id=http.state.request_id, config=self._fleet.config_hash))
+        request_id = http.state.request_id
+        log = self._log.bind(request_id=request_id, config=self._fleet.config_hash)
+        trace = Trace(self._metrics, log, request_id)
         # Whatever is taken is given back, in reverse order; a stream takes it all along.
         async with AsyncExitStack() as resources:
             resources.callback(trace.finish, CLIENT_LEFT)
@@ -74,13 +90,16 @@ class Ingress:
         return Response(status_code=CLIENT_LEFT)
 
     async def _answer(self, request: GenerationRequest, trace: Trace, resources: AsyncExitStack) -> Response:
-        model = self._fleet.get(request.model)
+        trace.receipt.tenant = tenant_of(request)
+        model = await self._models.choose(request, trace)
+        trace.on_finish(lambda _: self._receipts.keep(trace.receipt))
         trace.serve(model.name, bool(request.stream), request.end_user, getattr(request, "metadata", None))
         prompts = await prompts_of(request, model)
         trace.prompt_tokens(sum(len(prompt.token_ids) for prompt in prompts if isinstance(prompt, TokenPrompt)))
         prediction = await prediction_of(request, model)
         asked = engine_requests(request, prompts, prediction, model.card, self._limits)
-        items = trace.observe(_within(merged(model.engine, asked), self._limits.request_timeout_s))
+        answers = merged(generating(model.engine, trace.receipt), asked)
+        items = trace.observe(_within(answers, self._limits.request_timeout_s))
         resources.push_async_callback(items.aclose)
         form = self._format(request, model, prompts)
         if request.stream:
@@ -89,6 +108,8 @@ class Ingress:
             return EventStream(self._events(first, items, form, request, trace))
         choices = joined([delta async for item in items for delta in item])
         body = form.whole(choices, usage_body(trace.usages(), request.num_choices))
+        if request.receipt:
+            body["receipt"] = trace.summed_up().body()
         trace.finish(200)
         return JSONResponse(body)
 
@@ -100,7 +121,10 @@ class Ingress:
             async for item in items:
                 yield _encoded(item, form)
             usage = usage_body(trace.usages(), request.num_choices)
-            yield (event(form.usage_chunk(usage)) if request.include_usage else b"") + DONE
+            last = event(form.usage_chunk(usage)) if request.include_usage else b""
+            if request.receipt:
+                last += event(form.receipt_chunk(trace.summed_up().body()))
+            yield last + DONE
             trace.finish(200)
         except Exception as error:  # noqa: BLE001  # the border: the status is sent, so the error is an event
             answer = describe(self._known(error))

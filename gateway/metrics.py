@@ -37,6 +37,15 @@ class Metrics:
         self._itl = self._histogram("inter_token_latency_seconds", "Gap between streamed items", _GAP_S)
         self._e2e = self._histogram("request_seconds", "Arrival to last item", _LATENCY_S)
 
+    @property
+    def ingress(self) -> str:
+        return self._ingress
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """For other parts of the same process."""
+        return self._registry
+
     def requests_inc(self, model: str, status: int) -> None:
         self._requests.labels(self._ingress, model, str(status)).inc()
 

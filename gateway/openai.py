@@ -135,6 +135,10 @@ class _GenerationRequest(_Model):
     cache_salt: str | None = Field(default=None, max_length=512, description="separates prefix caches")
     prediction: Prediction | None = Field(default=None, description="OpenAI's, though of chats alone there")
     speculation: Speculation | None = None
+    receipt: bool | None = Field(default=None, description="put into the answer what was decided, and why")
+    quality: float | None = Field(
+        default=None, ge=0.0, le=1.0, description='for `model` "auto": 0 cheapest, 1 best, 0.5 as the operator set it'
+    )
 
     @model_validator(mode="after")
     def _check_stream_options(self) -> _GenerationRequest:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engines.types import Delta, Usage
 from gateway.metrics import Metrics
+from gateway.receipts import Receipt
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -17,12 +19,48 @@ if TYPE_CHECKING:
 CLIENT_LEFT = 499
 
 
-class Trace:
-    """Begins when a request arrives, ends with `finish`. Times are in seconds."""
+@dataclass(frozen=True, slots=True)
+class FinishedRequest:
+    """What became of a request. `model` is None where none was chosen; `ttft_s` where nothing was answered.
 
-    def __init__(self, metrics: Metrics, log: FilteringBoundLogger) -> None:
+    `finish_reasons` and `usages` are those of the choices that have finished, by index.
+    """
+
+    status: int
+    error: str | None
+    model: str | None
+    prompt_tokens: int
+    completion_tokens: int
+    ttft_s: float | None
+    e2e_s: float
+    finish_reasons: tuple[str, ...]
+    usages: tuple[Usage, ...]
+
+    @property
+    def cached_tokens(self) -> int:
+        """Of the prompts, as the engines found them: choices of one prompt share theirs."""
+        return max((usage.cached_tokens for usage in self.usages), default=0)
+
+    @property
+    def accepted_draft_tokens(self) -> int:
+        return sum(usage.accepted_draft_tokens for usage in self.usages)
+
+    @property
+    def rejected_draft_tokens(self) -> int:
+        return sum(usage.rejected_draft_tokens for usage in self.usages)
+
+
+class Trace:
+    """Begins when a request arrives, ends with `finish`. Times are in seconds.
+
+    `receipt` collects what was decided about the request; the tenant is filled in when the request is understood.
+    """
+
+    def __init__(self, metrics: Metrics, log: FilteringBoundLogger, request_id: str) -> None:
+        self.receipt = Receipt(request_id)
         self._metrics = metrics
         self._log = log
+        self._on_finish: list[Callable[[FinishedRequest], None]] = []
         self._model: str | None = None
         self._began_s = self._last_s = time.perf_counter()
         self._ttft_s: float | None = None
@@ -53,29 +91,75 @@ class Trace:
                 self._note(item)
                 yield item
 
+    def on_finish(self, callback: Callable[[FinishedRequest], None]) -> None:
+        """Have `callback` called once, when the request is over, whichever way."""
+        self._on_finish.append(callback)
+
     def finish(self, status: int, error: str | None = None) -> None:
-        """Count the request and write its log line; later calls change nothing."""
+        """Count the request, write its log line, and tell whoever asked to be told; later calls change nothing."""
         if self._finished:
             return
         self._finished = True
-        elapsed_s = time.perf_counter() - self._began_s
-        self._metrics.requests_inc(self._model or "", status)
-        if self._model is not None:
-            self._metrics.in_flight_add(self._model, -1)
-            self._metrics.tokens_add(self._model, self._num_prompt_tokens if status == 200 else 0, self._num_tokens)
-            self._metrics.observe_e2e(self._model, elapsed_s)
+        self.summed_up()
+        finished = self._finished_request(status, error)
+        self._count(finished)
         self._log.info(
             "request",
             status=status,
             error=error,
+            prompt_tokens=finished.prompt_tokens,
+            completion_tokens=finished.completion_tokens,
+            accepted_draft_tokens=finished.accepted_draft_tokens,
+            rejected_draft_tokens=finished.rejected_draft_tokens,
+            finish_reasons=list(finished.finish_reasons),
+            ttft_s=None if finished.ttft_s is None else round(finished.ttft_s, 6),
+            e2e_s=round(finished.e2e_s, 6),
+        )
+        for callback in self._on_finish:
+            callback(finished)
+
+    def summed_up(self) -> Receipt:
+        """The receipt with what is known so far of tokens, drafts and times."""
+        so_far = self._finished_request(0, None)
+        self.receipt.add(
+            "speculation",
+            {
+                "accepted_draft_tokens": so_far.accepted_draft_tokens,
+                "rejected_draft_tokens": so_far.rejected_draft_tokens,
+            },
+        )
+        self.receipt.add(
+            "usage",
+            {
+                "prompt_tokens": so_far.prompt_tokens,
+                "cached_tokens": so_far.cached_tokens,
+                "completion_tokens": so_far.completion_tokens,
+                "ttft_s": None if so_far.ttft_s is None else round(so_far.ttft_s, 6),
+                "e2e_s": round(so_far.e2e_s, 6),
+            },
+        )
+        return self.receipt
+
+    def _finished_request(self, status: int, error: str | None) -> FinishedRequest:
+        return FinishedRequest(
+            status=status,
+            error=error,
+            model=self._model,
             prompt_tokens=self._num_prompt_tokens,
             completion_tokens=self._num_tokens,
-            accepted_draft_tokens=sum(usage.accepted_draft_tokens for usage in self._usages.values()),
-            rejected_draft_tokens=sum(usage.rejected_draft_tokens for usage in self._usages.values()),
-            finish_reasons=[self._finish_reasons[index] for index in sorted(self._finish_reasons)],
-            ttft_s=None if self._ttft_s is None else round(self._ttft_s, 6),
-            e2e_s=round(elapsed_s, 6),
+            ttft_s=self._ttft_s,
+            e2e_s=time.perf_counter() - self._began_s,
+            finish_reasons=tuple(self._finish_reasons[index] for index in sorted(self._finish_reasons)),
+            usages=tuple(self.usages()),
         )
+
+    def _count(self, finished: FinishedRequest) -> None:
+        self._metrics.requests_inc(self._model or "", finished.status)
+        if self._model is not None:
+            self._metrics.in_flight_add(self._model, -1)
+            num_prompt_tokens = finished.prompt_tokens if finished.status == 200 else 0
+            self._metrics.tokens_add(self._model, num_prompt_tokens, finished.completion_tokens)
+            self._metrics.observe_e2e(self._model, finished.e2e_s)
 
     def _note(self, item: tuple[Delta, ...]) -> None:
         assert self._model is not None

@@ -134,3 +134,9 @@ def test_requests_travel_with_their_speculation() -> None:
     assert (
         pickle.loads(pickle.dumps(EngineStats(drafters={"ngram": DrafterStats(1)}))).drafters["ngram"].num_drafts == 1
     )
+
+
+def test_joined_deltas_keep_what_the_first_said_of_the_cache() -> None:
+    (whole,) = joined([Delta(0, "a", cached_tokens=16), Delta(0, "b")])
+    assert whole.cached_tokens == 16
+    assert joined([Delta(0, "a"), Delta(0, "b")])[0].cached_tokens is None

@@ -16,6 +16,8 @@ ROOT = Path(__file__).parent.parent.parent
 class ServeProcess:
     """Starts the command with these GatewayConfig arguments and waits, if told, until it is ready or has ended."""
 
+    command = ("gateway", "serve")  # a module, and what comes before the configuration's path
+
     def __init__(self, folder: Path, args: dict[str, object], wait_s: float = 120.0, until_ready: bool = True) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -25,18 +27,23 @@ class ServeProcess:
         app = {"name": "outrider", "import_path": "gateway.app:build_app", "args": args}
         config.write_text(yaml.safe_dump({"applications": [app]}))
         self._log = (folder / "output.txt").open("w+")
-        command = [sys.executable, "-m", "gateway", "serve", str(config), "--port", str(self.port)]
+        command = [sys.executable, "-m", *self.command, str(config), "--port", str(self.port)]
         # A session of its own, as a terminal would give it; nothing below it may outlive it.
         self.process = subprocess.Popen(
             command,
             cwd=ROOT,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
+            text=True,
             start_new_session=True,
         )
         if until_ready:
-            self._wait(wait_s)
+            try:
+                self._wait(wait_s)
+            except BaseException:
+                self.kill_all()
+                raise
 
     @property
     def output(self) -> str:
@@ -81,6 +88,8 @@ class ServeProcess:
             except ProcessLookupError:
                 continue
         self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         self._log.close()
 
 

@@ -1,11 +1,13 @@
 """What is prepared before Ray starts; Ray itself is in test_serve.py."""
 
+import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from gateway.cluster import _deploy, _haproxy_command
+from gateway.cluster import _deploy, _haproxy_command, _state
+from gateway.config import GatewayConfig
 from gateway.errors import DeployError
 from gateway.serve_file import load_serve_file
 
@@ -52,4 +54,37 @@ def test_what_serve_refuses_is_one_line(kind: str, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("ray.serve.start", refuse)
     monkeypatch.setattr("gateway.cluster._replica_error", lambda _: None)
     with pytest.raises(DeployError, match=r"^No such option\.$"):
-        _deploy(load_serve_file(ROOT / "configs" / "echo.yaml"))
+        _deploy(load_serve_file(ROOT / "configs" / "echo.yaml"), None)
+
+
+def _config(**fields: object) -> GatewayConfig:
+    model = {"name": "m", "engine": {"kind": "local", "model": "demo/models/target"}, "num_replicas": 2}
+    return GatewayConfig.model_validate({"models": [model]} | fields)
+
+
+def test_a_state_of_our_own_lives_as_long_as_the_gateway(tmp_path: Path) -> None:
+    with _state(_config(), tmp_path) as url:
+        assert url == f"unix://{tmp_path}/state/redis.sock"
+        assert os.path.exists(url.removeprefix("unix://"))
+    assert not os.path.exists(url.removeprefix("unix://"))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (_config(state={"url": "redis://redis:6379"}), "redis://redis:6379"),
+        (_config(routing={"policy": "two_choices"}), None),
+        (_config(routing={"policy": "two_choices"}, state={"url": "redis://redis:6379"}), "redis://redis:6379"),
+    ],
+)
+def test_no_server_is_started_where_none_is_needed(config: GatewayConfig, expected: str | None, tmp_path: Path) -> None:
+    with _state(config, tmp_path) as url:
+        assert url == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_does_not_start_is_one_line(tmp_path: Path) -> None:
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    with pytest.raises(DeployError, match="embedded Redis did not start"), _state(_config(), deep):
+        pass

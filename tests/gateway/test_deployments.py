@@ -22,9 +22,10 @@ from engines.errors import (
 )
 from engines.remote import RemoteEngine
 from engines.types import ChatMessage, ChatPrompt, Delta, EngineStats, GenerateRequest, SamplingParams, TokenPrompt
-from gateway import deployments
+from gateway import deployments, replica_status
 from gateway.deployments import EngineServer, HandleEngine, ReplicaLostError
 from gateway.errors import InternalError
+from gateway.routing.retry_budget import RetryBudget
 from tests.gateway.fakes import CARD
 
 REQUEST = GenerateRequest("r", TokenPrompt((1, 2)), SamplingParams(max_tokens=3))
@@ -117,6 +118,88 @@ async def test_death_before_the_first_item_is_retried_elsewhere(error: Exception
     assert await _collect(engine) == [ITEM]
 
 
+class Placing:
+    """Places each try at the next of its replicas, and remembers what became of it."""
+
+    policy = "warm"
+
+    def __init__(self, *replicas: str) -> None:
+        self.left = list(replicas)
+        self.avoided: list[frozenset[str]] = []
+        self.seats: list[Seated] = []
+        self.is_open = False
+
+    async def open(self, card: object) -> None:
+        self.is_open = True
+
+    async def place(self, request: GenerateRequest, avoid: frozenset[str], entry: dict[str, object]) -> "Seated":
+        self.avoided.append(avoid)
+        self.seats.append(Seated(self.left.pop(0)))
+        return self.seats[-1]
+
+    async def explain(self, request: GenerateRequest) -> dict[str, object]:
+        return {"chosen": self.left[0]}
+
+    def has_other(self, avoid: frozenset[str]) -> bool:
+        return bool(self.left)
+
+    def counted(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        self.is_open = False
+
+
+class Seated:
+    def __init__(self, replica: str) -> None:
+        self.replica = replica
+        self.items: list[object] = []
+        self.num_left = 0
+
+    def note(self, item: object) -> None:
+        self.items.append(item)
+
+    def leave(self) -> None:
+        self.num_left += 1
+
+
+async def test_every_try_has_a_seat_and_the_next_avoids_what_was_lost() -> None:
+    placer, entry = Placing("a", "b"), {}
+    handle = Handle(Response([_died()]), Response([ITEM]))
+    engine = HandleEngine(handle, retry_delays_s=(60.0,), placer=placer)  # not slept: there is another replica
+    assert [item async for item in engine.generate_noting(REQUEST, entry)] == [ITEM]
+    assert placer.avoided == [frozenset(), frozenset({"a"})]
+    assert [seat.items for seat in placer.seats] == [[], [ITEM]]
+    assert [seat.num_left for seat in placer.seats] == [1, 1]
+    assert entry == {"lost": ["a"]}
+    assert engine.budget.num_retries == 1
+
+
+async def test_a_stream_that_is_left_leaves_its_seat() -> None:
+    placer = Placing("a")
+    stream = HandleEngine(Handle(Response([ITEM, None])), placer=placer).generate(REQUEST)
+    await anext(stream)
+    await stream.aclose()
+    assert placer.seats[0].num_left == 1
+
+
+async def test_beyond_the_budget_nothing_is_retried() -> None:
+    engine = HandleEngine(Handle(Response([_died()]), Response([ITEM])), budget=RetryBudget(0.0, 0))
+    with pytest.raises(ReplicaLostError):
+        await _collect(engine)
+    assert (engine.budget.num_retries, engine.budget.num_refused) == (0, 1)
+
+
+async def test_the_placer_opens_and_closes_with_its_engine() -> None:
+    placer = Placing("a")
+    engine = HandleEngine(Handle(_value(CARD)), placer=placer)
+    await engine.start()
+    assert placer.is_open
+    assert (engine.policy, await engine.explain(REQUEST), engine.counted()) == ("warm", {"chosen": "a"}, None)
+    await engine.close()
+    assert not placer.is_open
+
+
 async def test_what_stopped_one_engine_is_not_given_to_another() -> None:
     crash = _task_error(EngineDeadError("The engine loop has crashed: IndexError"))
     handle = Handle(Response([crash]), Response([ITEM]))
@@ -153,7 +236,7 @@ async def test_a_living_replica_is_waited_for_and_serve_asked_once_for_many(monk
         num_asked += 1
         return True
 
-    monkeypatch.setattr(deployments, "_STATUS_AGE_S", 60.0)
+    monkeypatch.setattr(replica_status, "_STATUS_AGE_S", 60.0)
     handle = Handle(*(Slow([ITEM]) for _ in range(5)))
     engine = HandleEngine(handle, replica_wait_s=0.01, has_replica=has_replica)
     assert await asyncio.gather(*(_collect(engine) for _ in range(5))) == [[ITEM]] * 5
@@ -221,6 +304,13 @@ async def test_card_and_health_come_from_a_replica() -> None:
     await engine.check_health()
     with pytest.raises(EngineDeadError):
         await engine.check_health()
+
+
+async def test_the_card_is_asked_of_another_replica_when_one_has_died() -> None:
+    engine = HandleEngine(Handle(_value(_died()), _value(CARD)), retry_delays_s=(0.0,))
+    assert await engine.start() == CARD
+    with pytest.raises(ReplicaLostError):
+        await HandleEngine(Handle(_value(_died()), _value(_died())), retry_delays_s=(0.0,)).start()
 
 
 async def test_a_closed_engine_sends_nothing() -> None:

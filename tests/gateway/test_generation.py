@@ -17,12 +17,12 @@ def _requests(count: int, n: int = 1) -> list[GenerateRequest]:
 
 async def test_choices_are_numbered_across_prompts() -> None:
     engine = ScriptedEngine((Delta(0, "a"), Delta(1, "b")))
-    items = [item async for item in merged(engine, _requests(3, n=2))]
+    items = [item async for item in merged(engine.generate, _requests(3, n=2))]
     assert sorted(delta.index for item in items for delta in item) == [0, 1, 2, 3, 4, 5]
 
 
 async def test_order_within_a_choice_is_kept() -> None:
-    items = [item async for item in merged(ScriptedEngine(*text(*"abcdef")), _requests(4))]
+    items = [item async for item in merged(ScriptedEngine(*text(*"abcdef")).generate, _requests(4))]
     for index in range(4):
         assert "".join(delta.text for item in items for delta in item if delta.index == index) == "abcdef"
 
@@ -35,14 +35,14 @@ async def test_the_first_error_ends_all_streams() -> None:
 
     engine = ScriptedEngine((Delta(0, "a"),), EngineDeadError("gone"))
     with pytest.raises(EngineDeadError):
-        [item async for item in merged(engine, _requests(3))]
+        [item async for item in merged(engine.generate, _requests(3))]
     assert engine.num_active == 0
     assert engine.num_closed == 3
 
 
 async def test_closing_early_closes_all_streams() -> None:
     engine = ScriptedEngine((Delta(0, "a"),), None)
-    async with aclosing(merged(engine, _requests(3))) as items:
+    async with aclosing(merged(engine.generate, _requests(3))) as items:
         await anext(items)
         while engine.num_active < 3:  # noqa: ASYNC110
             await asyncio.sleep(0)
@@ -51,7 +51,7 @@ async def test_closing_early_closes_all_streams() -> None:
 
 async def test_a_slow_reader_holds_the_streams_back() -> None:
     engine = ScriptedEngine(*(((Delta(0, str(i)),)) for i in range(100)))
-    async with aclosing(merged(engine, _requests(2))) as items:
+    async with aclosing(merged(engine.generate, _requests(2))) as items:
         await anext(items)
         for _ in range(50):
             await asyncio.sleep(0)

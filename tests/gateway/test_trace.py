@@ -6,7 +6,10 @@ from dataclasses import replace
 import pytest
 
 from engines.errors import EngineDeadError
-from engines.types import Delta, Usage
+from engines.types import Delta, GenerateRequest, SamplingParams, TokenPrompt, Usage
+from gateway.log import make_logger
+from gateway.metrics import Metrics
+from gateway.trace import CLIENT_LEFT, FinishedRequest, Trace
 from tests.gateway.fakes import LAST, ScriptedEngine, chat, client, config
 
 PREDICTION = {"type": "content", "content": "a secret guess"}
@@ -41,3 +44,37 @@ async def test_an_answer_cut_short_logs_the_draft_tokens_that_were_told(capsys: 
 async def test_a_request_that_was_refused_has_none(capsys: pytest.CaptureFixture[str]) -> None:
     line = await _line(ScriptedEngine(), capsys, n=99)
     assert (line["status"], line["accepted_draft_tokens"], line["rejected_draft_tokens"]) == (400, 0, 0)
+
+
+def _trace(finished: list[FinishedRequest]) -> Trace:
+    trace = Trace(Metrics("ingress"), make_logger("error"), "id-1")
+    trace.on_finish(finished.append)
+    trace.serve("m", stream=False, user=None, metadata=None)
+    trace.prompt_tokens(3)
+    return trace
+
+
+async def test_whoever_asked_is_told_once_what_became_of_a_request() -> None:
+    finished: list[FinishedRequest] = []
+    trace = _trace(finished)
+    engine = ScriptedEngine((Delta(0, "a", (1, 2)),), (replace(LAST, usage=Usage(3, 2, 1, 4, 5)),))
+    request = GenerateRequest("r", TokenPrompt((1, 2, 3)), SamplingParams(max_tokens=2))
+    assert [item async for item in trace.observe(engine.generate(request))]
+    trace.finish(200)
+    trace.finish(CLIENT_LEFT)
+    (told,) = finished
+    assert (told.status, told.model, told.prompt_tokens, told.completion_tokens) == (200, "m", 3, 2)
+    assert (told.cached_tokens, told.accepted_draft_tokens, told.rejected_draft_tokens) == (1, 4, 5)
+    assert told.finish_reasons == ("stop",)
+    assert told.ttft_s is not None
+    assert told.ttft_s <= told.e2e_s
+    body = trace.receipt.body()
+    assert body["id"] == "id-1"
+    assert body["speculation"] == {"accepted_draft_tokens": 4, "rejected_draft_tokens": 5}
+
+
+def test_a_request_that_got_no_answer_has_no_first_token() -> None:
+    finished: list[FinishedRequest] = []
+    _trace(finished).finish(CLIENT_LEFT, "gone")
+    assert (finished[0].status, finished[0].error, finished[0].ttft_s) == (CLIENT_LEFT, "gone", None)
+    assert finished[0].usages == ()
