@@ -24,14 +24,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from router_models.ability import Ability
 from router_models.errors import ArtifactError, CorruptArtifactError, FeatureVersionError
-from router_models.expert import Expert, Linear, Mix
+from router_models.expert import Bounded, Expert, Linear, Mix
 from router_models.features import FEATURE_VERSION
 from router_models.novelty import Novelty
 from router_models.router import Router, TextWeights
 from router_models.structure import FEATURE_NAMES
 from router_models.trees import Forest
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DEFAULT = Path(__file__).parent / "default"
 _MANIFEST, _ARRAYS = "artifact.json", "arrays.npz"
 _MAX_ARRAY_BYTES = 1 << 30
@@ -51,6 +51,7 @@ class ExpertManifest(_Part):
     models: tuple[str, ...]
     num_labels: tuple[int, ...]
     log_chars: tuple[float, float]
+    lean: float = Field(ge=0.0, le=1.0)
 
 
 class Manifest(_Part):
@@ -186,6 +187,7 @@ def _describe(expert: Expert) -> ExpertManifest:
         models=tuple(expert.abilities),
         num_labels=labels,
         log_chars=expert.log_chars,
+        lean=expert.lean,
     )
 
 
@@ -208,6 +210,8 @@ def _expert_arrays(expert: Expert) -> dict[str, NDArray[Any]]:
     return {
         **{f"sketch.{name}": array for name, array in expert.sketch.arrays().items()},
         **{f"trees.{name}": array for name, array in expert.trees.arrays().items()},
+        **_bounded_arrays("shape", expert.shape),
+        **_bounded_arrays("length", expert.length),
         "transfer.weights": expert.transfer.weights,
         "transfer.bias": expert.transfer.bias,
         "mix.weights": expert.mix.weights,
@@ -243,12 +247,24 @@ def _expert(manifest: ExpertManifest, arrays: Arrays) -> Expert:
         sketch=Forest.from_arrays(_under(arrays, "sketch")),
         trees=Forest.from_arrays(_under(arrays, "trees")),
         transfer=Linear(arrays["transfer.weights"], arrays["transfer.bias"]),
+        shape=_bounded(_under(arrays, "shape")),
+        length=_bounded(_under(arrays, "length")),
         mix=Mix(arrays["mix.weights"], arrays["mix.shift"]),
         abilities={model: Ability(slope, float(start), count) for model, slope, start, count in parameters},
         novelty=_novelty(_under(arrays, "novelty")),
         reference=arrays["reference"],
         log_chars=manifest.log_chars,
+        lean=manifest.lean,
     )
+
+
+def _bounded_arrays(name: str, view: Bounded) -> dict[str, NDArray[Any]]:
+    parts = {"weights": view.linear.weights, "bias": view.linear.bias, "low": view.low, "high": view.high}
+    return {f"{name}.{part}": array for part, array in parts.items()}
+
+
+def _bounded(arrays: Arrays) -> Bounded:
+    return Bounded(Linear(arrays["weights"], arrays["bias"]), arrays["low"], arrays["high"])
 
 
 def _novelty(arrays: Arrays) -> Novelty:

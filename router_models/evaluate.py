@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from router_models import baselines
 from router_models.data import Group
+from router_models.drift import share_of
 from router_models.errors import UnknownModelError
 from router_models.features import Features, extract
 from router_models.metrics import (
@@ -32,6 +33,8 @@ from router_models.router import Predictions, Router
 _NUM_CURVE_POINTS = 101
 _NUM_RESAMPLES = 200
 _MIN_SUBSET_ROWS = 20
+_LEARNT = ("tfidf_logistic", "subset_mean")
+_RIVALS = ("random", "shuffled_labels", "length", *_LEARNT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,11 @@ class SubsetRow:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """A router on one pair. `margin`: its exact APGR above prompt length's, with its standard error."""
+    """A router on one pair. `margin`: its exact APGR above prompt length's, with its standard error.
+
+    `unknown_share`: how much of an unknown domain the prompts were taken for, by their mean novelty: as a gateway does
+    that has seen some hundreds of them.
+    """
 
     source: str
     strong_model: str
@@ -87,6 +94,7 @@ class Evaluation:
     calibration: Calibration
     abstention_rate: float
     mean_novelty: float
+    unknown_share: float
     margin: float | None
     margin_stderr: float | None
     baselines: dict[str, Ranking | None]
@@ -124,13 +132,24 @@ def evaluate(
         choices, ability = router.candidates([strong, weak], source or group.source), "known"
     except UnknownModelError:
         choices, ability = router.stand_ins(), "typical"
-    return judge(router.predict(inputs, choices), found, pair, inputs, (strong, weak), ability)
+    predictions = router.predict(inputs, choices)
+    share = share_of(float(predictions.novelty.mean()))
+    return judge(predictions.adapted(share), found, pair, inputs, (strong, weak), ability, share)
 
 
 def judge(
-    predictions: Predictions, group: Group, pair: Pair, features: Features, models: tuple[str, str], ability: str
+    predictions: Predictions,
+    group: Group,
+    pair: Pair,
+    features: Features,
+    models: tuple[str, str],
+    ability: str,
+    unknown_share: float = 0.0,
 ) -> Evaluation:
-    """Measure predictions for the strong and the weak model, in this order, of exactly the prompts of `group`."""
+    """Measure predictions for the strong and the weak model, in this order, of exactly the prompts of `group`.
+
+    `unknown_share` is what the predictions were adapted by, and is only told.
+    """
     need = predictions.need
     table = _baselines(group, pair, features)
     margin, margin_error = _margin(need, baselines.length(features), pair)
@@ -147,6 +166,7 @@ def judge(
         calibration=_calibration(predictions.prob_right, pair),
         abstention_rate=float(predictions.abstains.mean()),
         mean_novelty=float(predictions.novelty.mean()),
+        unknown_share=unknown_share,
         margin=margin,
         margin_stderr=margin_error,
         baselines=table,
@@ -240,15 +260,15 @@ def _points(score: Array, pair: Pair) -> list[tuple[float, float]]:
 
 
 def _refusals(router: Ranking, table: dict[str, Ranking | None], pair: Pair, ability: str) -> list[str]:
-    """Why this router is not to be recommended: each baseline that it does not beat."""
+    """Why this router is not to be recommended: each baseline that it does not beat, learnt ones included."""
     if pair.gap <= 0:
         return ["the strong model is no better than the weak one"]
-    rivals = ("random", "length") if ability == "typical" else ("random", "length", "shuffled_labels")
     found = []
-    for name in rivals:
+    for name in _RIVALS:
         rival = table[name]
         if rival and rival.apgr_exact is not None and (router.apgr_exact or 0.0) <= rival.apgr_exact:
-            found.append(f"does not beat {name}: {router.apgr_exact:.3f} against {rival.apgr_exact:.3f}")
+            hint = ", which was trained on labels of this data" if ability == "typical" and name in _LEARNT else ""
+            found.append(f"does not beat {name}: {router.apgr_exact:.3f} against {rival.apgr_exact:.3f}{hint}")
     return found
 
 

@@ -1,8 +1,9 @@
-"""One source's difficulty model: three views of a prompt, mixed into a few difficulties, and models' abilities there.
+"""One source's difficulty model: five views of a prompt, mixed into a few difficulties, and models' abilities there.
 
 The views of each factor: a linear model of hashed n-grams; trees over structure and over what all sources' models say
-of the prompt; a linear model of the latter alone. What the others say is most of what is known about subjects that the
-source itself has never seen.
+of the prompt; a linear model of the latter alone; a linear model of structure alone; and the prompt's length. What the
+others say is most of what is known about subjects that the source itself has never seen; the last two need so few
+labels that a new source can learn from its first hundred.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from router_models.trees import Forest
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-VIEWS = ("text", "trees", "transfer")
+VIEWS = ("text", "trees", "transfer", "shape", "length")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -35,14 +36,29 @@ class Linear:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class Bounded:
+    """A linear model of inputs clipped to what it has seen: `low` and `high` float32 [num_inputs].
+
+    A line fitted to short questions says nothing about how much harder a book is.
+    """
+
+    linear: Linear
+    low: Floats
+    high: Floats
+
+    def predict(self, inputs: Floats) -> Floats:
+        return self.linear.predict(np.clip(inputs, self.low, self.high))
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class Mix:
-    """difficulty = sum over views of `weights` [3, num_factors] x view, plus `shift` [num_factors]; float64."""
+    """difficulty = sum over views of `weights` [num_views, num_factors] x view, plus `shift` [num_factors]; float64."""
 
     weights: Array
     shift: Array
 
     def of(self, views: Array) -> Array:
-        """Float64 [num_prompts, num_factors] of views [3, num_prompts, num_factors]."""
+        """Float64 [num_prompts, num_factors] of views [num_views, num_prompts, num_factors]."""
         return np.asarray(np.einsum("vnk,vk->nk", views, self.weights) + self.shift)
 
 
@@ -51,7 +67,8 @@ class Expert:
     """What was learnt from one source. `num_rows` prompts; `signals` is how many inputs from other models it reads.
 
     `reference` float32 [num_reference, num_factors]: held-out difficulties, a sample of what is usual. `log_chars`:
-    mean and standard deviation of the logarithm of prompts' lengths.
+    mean and standard deviation of the logarithm of prompts' lengths. `lean`: the share of length in the order of
+    prompts of a domain that the source has never seen (see `reach`).
     """
 
     source: str
@@ -59,11 +76,14 @@ class Expert:
     sketch: Forest
     trees: Forest
     transfer: Linear
+    shape: Bounded
+    length: Bounded
     mix: Mix
     abilities: dict[str, Ability]
     novelty: Novelty
     reference: Floats
     log_chars: tuple[float, float]
+    lean: float
 
     @property
     def num_factors(self) -> int:
@@ -76,8 +96,14 @@ class Expert:
     def difficulty(self, structure: Floats, signals: Floats, text: Floats) -> Array:
         """Float64 [num_prompts, num_factors]; `text` is this expert's own view of the words, of the same shape."""
         read = signals[:, : self.num_signals]
-        trees = self.trees.predict(np.concatenate([structure, read], axis=1))
-        return self.mix.of(np.stack([text, trees, self.transfer.predict(read)]).astype(np.float64))
+        views = (
+            text,
+            self.trees.predict(np.concatenate([structure, read], axis=1)),
+            self.transfer.predict(read),
+            self.shape.predict(structure),
+            self.length.predict(structure),
+        )
+        return self.mix.of(np.stack(views).astype(np.float64))
 
     def usual_gap(self, strong: Ability, weak: Ability) -> tuple[float, float]:
         """Mean and standard deviation of P(strong right) - P(weak right) over usual prompts."""

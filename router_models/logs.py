@@ -16,6 +16,8 @@ from router_models.prompt import Prompt, Turn
 from router_models.records import OutcomeRecord, PreferenceRecord, Record, RequestRecord
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
+# Of a file that a gateway is still writing, the last line may be there in part.
+OPEN_SUFFIX = ".open.jsonl"
 _adapter: TypeAdapter[Record] = TypeAdapter(Record)
 
 
@@ -49,7 +51,10 @@ def read(path: Path) -> list[Group]:
 
 
 def read_log(path: Path) -> Log:
-    """All records of a file or of every log file of a folder; of two outcomes of one model the later counts."""
+    """All records of a file or of every log file of a folder; of two outcomes of one model the later counts.
+
+    An outcome from another tenant than the request's is an orphan, like one of an unknown request.
+    """
     files = [path] if path.is_file() else sorted(file for s in _SUFFIXES for file in path.glob(f"*{s}"))
     if not files:
         raise DataError(f"{path} has neither prompts.parquet nor files ending in {' or '.join(_SUFFIXES)}")
@@ -90,7 +95,7 @@ def _joined(requests: dict[str, RequestRecord], later: Iterable[OutcomeRecord | 
     log = Log(requests, {})
     for record in later:
         request = requests.get(record.request_id)
-        if request is None:
+        if request is None or not _may_judge(record, request):
             log.summary.orphans += 1
             continue
         found = log.results.setdefault(record.request_id, {})
@@ -101,15 +106,26 @@ def _joined(requests: dict[str, RequestRecord], later: Iterable[OutcomeRecord | 
     return Log(requests, {key: value for key, value in log.results.items() if value}, log.summary)
 
 
+def _may_judge(record: OutcomeRecord | PreferenceRecord, request: RequestRecord) -> bool:
+    return isinstance(record, PreferenceRecord) or record.tenant in (None, request.tenant)
+
+
 def _records(path: Path) -> Iterator[Record]:
+    path = _found(path)
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
-                if line.strip():
+                if line.strip() and (line.endswith("\n") or not path.name.endswith(OPEN_SUFFIX)):
                     yield _parse(path, number, line)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}") from error
+
+
+def _found(path: Path) -> Path:
+    """Where the file is now: a gateway may have closed or compressed it since the folder was listed."""
+    later = [path.with_name(path.name.split(".", 1)[0] + suffix) for suffix in _SUFFIXES]
+    return next((place for place in (path, *later) if place.exists()), path)
 
 
 def _parse(path: Path, number: int, line: str) -> Record:

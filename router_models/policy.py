@@ -9,61 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
 from router_models.errors import PolicyError
-
-Probability = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class _Config(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class PriceGoal(_Config):
-    """A wrong answer that a better model would have got right costs as much as `regret_usd`."""
-
-    kind: Literal["price"] = "price"
-    regret_usd: float = Field(gt=0.0, description="worth of one such answer, USD")
-
-
-class ShareGoal(_Config):
-    """This share of requests goes to the strongest model, held online whatever the traffic is."""
-
-    kind: Literal["share"] = "share"
-    strong_share: Probability
-
-
-class BoundGoal(_Config):
-    """Quality stays within a bound of the strongest model's; `bound.threshold_for_loss` finds the threshold."""
-
-    kind: Literal["bound"] = "bound"
-    max_quality_loss: Probability = Field(description="mean, in results between 0 and 1")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1.0)
-
-
-Goal = Annotated[PriceGoal | ShareGoal | BoundGoal, Field(discriminator="kind")]
-
-
-class PolicyConfig(_Config):
-    """How models are chosen. The dial of a request moves the goal, never the floor."""
-
-    name: str = Field(default="default", min_length=1, description="stamped on every decision")
-    goal: Goal = ShareGoal(strong_share=0.3)
-    floors: dict[str, str] = Field(default_factory=dict, description="tenant: the least model it may be given")
-    exploration: float = Field(default=0.01, ge=0.0, le=0.5, description="share of choices drawn at random")
-    hold_gain: float = Field(default=0.05, ge=0.0, description="gain in P(right) below which a conversation stays")
-    step_down_patience: int = Field(default=2, ge=1, description="turns in a row that must want a lesser model")
-    warm_token_usd: float = Field(default=0.0, ge=0.0, description="price of computing one cached token again")
-    step_down_tenants: tuple[str, ...] = Field(default=(), description="take a lesser model rather than a refusal")
+from router_models.policy_config import Goal, PolicyConfig, PriceGoal, ShareGoal
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model as the gateway knows it now. `prob_right` None where the router has no ability for it."""
+    """A model as the gateway knows it now. `prob_right` None where the router has no ability for it.
+
+    `num_tokens` of the request where this model's tokenizer counts others than the situation says.
+    """
 
     model: str
     cost_usd: float
@@ -72,16 +31,18 @@ class Candidate:
     is_up: bool = True
     is_saturated: bool = False
     warm_tokens: int = 0
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What is decided about. `quality` is the request's dial: 0 cheapest, 1 best, 0.5 as the operator set it.
 
-    `need` is the router's, of the dearest over the cheapest model, where it is not just the difference of their
-    probabilities. `threshold` is the gap at or above which the dearest model is taken, from an online quantile or a
-    bound; goals with a price do not need it. `current` is the model that this conversation has, `turns_below` how many
-    turns in a row have wanted a lesser one.
+    At its ends the caller has decided: no conversation is held there and nothing is explored. `need` is the router's,
+    of the dearest over the cheapest of all candidates, where it is not just the difference of their probabilities.
+    `threshold` is the gap at or above which the dearest model is taken, from an online quantile or a bound; a goal with
+    a price does not need it. `current` is the model that this conversation has, `turns_below` how many turns in a row
+    have wanted a lesser one.
     """
 
     num_tokens: int
@@ -101,16 +62,20 @@ Mechanism = Literal["only", "model", "abstained", "floor", "held", "stepped_down
 class Decision:
     """The choice and why. `good_enough` of every candidate; `refused` gives the reason for those that are not allowed.
 
-    `probabilities` of choosing each allowed model, exploration included: what a later replay needs.
+    `preferred` is what the policy takes where nothing is explored. `probabilities` of choosing each allowed model,
+    exploration included: what a later replay needs. `gap` is what was compared with the threshold: the least that one
+    of the lesser models leaves to the dearest; None where there is only one.
     """
 
     model: str
+    preferred: str
     mechanism: Mechanism
     propensity: float
     probabilities: Mapping[str, float]
     good_enough: Mapping[str, float]
     bars: Mapping[str, float]
     refused: Mapping[str, str]
+    gap: float | None = None
     turns_below: int = 0
 
 
@@ -119,16 +84,25 @@ def decide(policy: PolicyConfig, candidates: Sequence[Candidate], situation: Sit
     allowed, refused = _allowed(policy, candidates, situation)
     if not allowed:
         raise PolicyError("; ".join(f"{model}: {reason}" for model, reason in refused.items()) or "no candidates")
-    good, bars = _good_enough(allowed, situation.need), _bars(policy.goal, allowed, situation)
-    chosen, mechanism = _choose(allowed, good, bars, situation)
+    good, bars = _good_enough(allowed, candidates, situation.need), _bars(policy.goal, allowed, situation)
+    if situation.abstains and isinstance(policy.goal, ShareGoal):
+        good = {model: value if model == allowed[-1].model else value - _FIRST_IN_LINE for model, value in good.items()}
+    gap = min((1 - good[candidate.model] for candidate in allowed[:-1]), default=None)
+    chosen, mechanism = _choose(policy.goal, allowed, good, bars, situation)
     chosen, mechanism, turns_below = _hold(policy, allowed, good, situation, chosen, mechanism)
-    if any(reason == "saturated" for reason in refused.values()) and mechanism != "only":
-        mechanism = "stepped_down"
-    probabilities = _explored(policy.exploration, allowed, chosen)
+    if chosen.is_saturated and situation.tenant in policy.step_down_tenants:
+        lesser = [candidate for candidate in allowed[: allowed.index(chosen)] if not candidate.is_saturated]
+        if lesser:
+            refused[chosen.model] = "saturated"
+            allowed, chosen, mechanism = lesser, lesser[-1], "stepped_down"
+    share = policy.exploration if 0.0 < situation.quality < 1.0 else 0.0
+    probabilities = _explored(share, allowed, chosen)
     drawn = _draw(probabilities, chosen.model, draw)
     if drawn != chosen.model:
         mechanism = "explored"
-    return Decision(drawn, mechanism, probabilities[drawn], probabilities, good, bars, refused, turns_below)
+    return Decision(
+        drawn, chosen.model, mechanism, probabilities[drawn], probabilities, good, bars, refused, gap, turns_below
+    )
 
 
 def threshold_at(prior_threshold: float, quality: float) -> float:
@@ -145,6 +119,9 @@ def threshold_at(prior_threshold: float, quality: float) -> float:
 
 # Gaps of usual prompts lie within about two tenths of each other.
 _DIAL_SPREAD = 0.08
+# A request that the router does not trust itself with comes before all others for the share that was promised, which is
+# kept all the same: traffic that is new through and through must not turn a promise of 20 % into 100 %.
+_FIRST_IN_LINE = 2.0
 
 
 def _allowed(
@@ -152,22 +129,20 @@ def _allowed(
 ) -> tuple[list[Candidate], dict[str, str]]:
     refused = {}
     floor = _floor_cost(policy, candidates, situation.tenant)
-    may_step_down = situation.tenant in policy.step_down_tenants
     for candidate in candidates:
+        num_tokens = situation.num_tokens if candidate.num_tokens is None else candidate.num_tokens
         if not candidate.is_up:
             refused[candidate.model] = "down"
-        elif candidate.max_context is not None and situation.num_tokens > candidate.max_context:
+        elif candidate.max_context is not None and num_tokens > candidate.max_context:
             refused[candidate.model] = "context window"
         elif candidate.cost_usd < floor:
             refused[candidate.model] = "below the tenant's floor"
-        elif candidate.is_saturated and may_step_down:
-            refused[candidate.model] = "saturated"
     allowed = [candidate for candidate in candidates if candidate.model not in refused]
     return sorted(allowed, key=lambda candidate: (candidate.cost_usd, candidate.model)), refused
 
 
 def _floor_cost(policy: PolicyConfig, candidates: Sequence[Candidate], tenant: str) -> float:
-    floor = policy.floors.get(tenant)
+    floor = policy.floors.get(tenant, policy.floor)
     if floor is None:
         return 0.0
     costs = {candidate.model: candidate.cost_usd for candidate in candidates}
@@ -176,17 +151,27 @@ def _floor_cost(policy: PolicyConfig, candidates: Sequence[Candidate], tenant: s
     return costs[floor]
 
 
-def _good_enough(allowed: Sequence[Candidate], need: float | None) -> dict[str, float]:
-    """1 - gap of each candidate to the dearest, all moved as `need` moves that of the cheapest; 0 where unknown."""
-    dearest, cheapest = allowed[-1].prob_right, allowed[0].prob_right
+def _good_enough(allowed: Sequence[Candidate], candidates: Sequence[Candidate], need: float | None) -> dict[str, float]:
+    """1 - gap of each allowed model to the dearest of them, all moved as `need` moves that of the extremes.
+
+    0 where an ability is unknown.
+    """
+    move = 0.0 if need is None else need - _widest_gap(candidates, need)
+    dearest = allowed[-1].prob_right
     found = {allowed[-1].model: 1.0}
     for candidate in allowed[:-1]:
         if dearest is None or candidate.prob_right is None:
             found[candidate.model] = 0.0
-            continue
-        move = 0.0 if need is None or cheapest is None else need - (dearest - cheapest)
-        found[candidate.model] = 1 - (dearest - candidate.prob_right) - move
+        else:
+            found[candidate.model] = 1 - (dearest - candidate.prob_right) - move
     return found
+
+
+def _widest_gap(candidates: Sequence[Candidate], default: float) -> float:
+    """P(dearest right) - P(cheapest right) of all candidates, which is what the router's need is about."""
+    ordered = sorted(candidates, key=lambda candidate: (candidate.cost_usd, candidate.model))
+    cheapest, dearest = ordered[0].prob_right, ordered[-1].prob_right
+    return default if cheapest is None or dearest is None else dearest - cheapest
 
 
 def _bars(goal: Goal, allowed: Sequence[Candidate], situation: Situation) -> dict[str, float]:
@@ -205,13 +190,20 @@ def _bars(goal: Goal, allowed: Sequence[Candidate], situation: Situation) -> dic
 
 
 def _choose(
-    allowed: Sequence[Candidate], good: Mapping[str, float], bars: Mapping[str, float], situation: Situation
+    goal: Goal,
+    allowed: Sequence[Candidate],
+    good: Mapping[str, float],
+    bars: Mapping[str, float],
+    situation: Situation,
 ) -> tuple[Candidate, Mechanism]:
     if len(allowed) == 1:
         return allowed[0], "only"
-    if situation.abstains and situation.quality > 0.0:
-        return allowed[-1], "abstained"
-    return next(c for c in allowed if c is allowed[-1] or good[c.model] > bars[c.model]), "model"
+    chosen = next(c for c in allowed if c is allowed[-1] or good[c.model] > bars[c.model])
+    if not situation.abstains or situation.quality <= 0.0:
+        return chosen, "model"
+    if isinstance(goal, ShareGoal) and chosen is not allowed[-1]:
+        return chosen, "model"
+    return allowed[-1], "abstained"
 
 
 def _hold(
@@ -224,16 +216,24 @@ def _hold(
 ) -> tuple[Candidate, Mechanism, int]:
     """Stay with the conversation's model unless changing pays: up at once for a gain, down only after some turns."""
     current = next((c for c in allowed if c.model == situation.current), None)
-    if current is None or current is chosen:
+    if current is None or current is chosen or not 0.0 < situation.quality < 1.0:
         return chosen, mechanism, 0
     if chosen.cost_usd > current.cost_usd:
-        is_worth_it = good[chosen.model] - good[current.model] >= policy.hold_gain or mechanism == "abstained"
+        gain = good[chosen.model] - good[current.model]
+        is_worth_it = gain >= _least_gain(policy, current) or mechanism == "abstained"
         return (chosen, mechanism, 0) if is_worth_it else (current, "held", 0)
     turns = situation.turns_below + 1
     saved = current.cost_usd - chosen.cost_usd - policy.warm_token_usd * current.warm_tokens
     if turns < policy.step_down_patience or saved <= 0:
         return current, "held", turns
     return chosen, mechanism, 0
+
+
+def _least_gain(policy: PolicyConfig, current: Candidate) -> float:
+    """The gain in P(right) that pays for leaving `current`; with a price goal, its warm prefix at that price too."""
+    if not isinstance(policy.goal, PriceGoal):
+        return policy.hold_gain
+    return max(policy.hold_gain, policy.warm_token_usd * current.warm_tokens / policy.goal.regret_usd)
 
 
 def _explored(share: float, allowed: Sequence[Candidate], chosen: Candidate) -> dict[str, float]:

@@ -40,6 +40,7 @@ class LoggedCandidate(_Record):
     prob_right: Share | None = Field(default=None, description="calibrated; None where the artifact has no ability")
     cost_usd: float = Field(ge=0.0, description="expected, of this request")
     refused: str | None = Field(default=None, description="why it could not be chosen; None if it could")
+    warm_tokens: int = Field(default=0, ge=0, description="of the prompt that this conversation left in its cache")
 
 
 class LoggedDecision(_Record):
@@ -55,6 +56,14 @@ class LoggedDecision(_Record):
     mechanism: Text = Field(description="model, abstained, explored, held, floor, fallback, ...")
     score: float | None = Field(default=None, description="need of the strong model")
     novelty: Share | None = None
+    abstains: bool = Field(default=False, description="the artifact did not trust itself, or there was none")
+    threshold: float | None = Field(default=None, description="None where the goal has none or it was infinite")
+    quality: Share = Field(default=0.5, description="the request's dial")
+    preferred: str | None = Field(default=None, description="what the policy takes where it does not explore")
+    current: str | None = Field(default=None, description="the model that the conversation had")
+    turns_below: int = Field(
+        default=0, ge=0, description="turns in a row that had wanted a lesser one, before this one"
+    )
 
 
 class LoggedUse(_Record):
@@ -70,6 +79,11 @@ class LoggedUse(_Record):
     drafter: str | None = None
     num_drafted: int = Field(default=0, ge=0)
     num_accepted: int = Field(default=0, ge=0)
+
+    @property
+    def acceptance(self) -> float | None:
+        """How well the drafter foresaw the model: a weak label of how easy the prompt was. None without drafts."""
+        return self.num_accepted / self.num_drafted if self.num_drafted else None
 
 
 class RequestRecord(_Record):
@@ -88,6 +102,7 @@ class RequestRecord(_Record):
     num_tools: int = Field(default=0, ge=0)
     response_format: Literal["text", "json"] = "text"
     decision: LoggedDecision | None = None
+    shadow: LoggedDecision | None = Field(default=None, description="of a second artifact that only looks on")
     use: LoggedUse | None = None
 
 
@@ -101,6 +116,7 @@ class OutcomeRecord(_Record):
     label: Literal["correctness", "judge", "feedback", "re_ask"]
     score: Share = Field(description="0 wrong, 1 right; a re-ask is a 0")
     model: str | None = None
+    tenant: str | None = Field(default=None, description="keyed digest of who said so; None where an operator did")
 
 
 class PreferenceRecord(_Record):

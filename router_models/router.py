@@ -8,7 +8,7 @@ router trained on top of another one has a second layer that also reads the firs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,7 @@ Floats = NDArray[np.float32]
 # A prompt unlike 99 % of what its expert was fitted and measured on: no calibration is known there.
 NOVEL = 0.99
 _GUARD_FROM = 0.9
-_GUARD_MOST = 0.5
+_MOST_DEVIATIONS = 3.0
 _LOG_CHARS = FEATURE_NAMES.index("log_chars")
 _STRONG_SHARE, _WEAK_SHARE = 1 / 3, 1 / 3
 
@@ -54,10 +54,11 @@ class TextWeights:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Candidate:
-    """A model's ability and the expert that it belongs to. `source` "" means that several experts stand in."""
+    """A model's ability and the expert that it belongs to, which is that of the prompts' own source if `is_own`."""
 
     expert: int
     ability: Ability
+    is_own: bool = False
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -65,16 +66,25 @@ class Predictions:
     """What the router says of prompts, for models in the order they were asked for.
 
     `prob_right` float64 [num_prompts, num_models]; `novelty` float64 [num_prompts], 1 where unlike all training data.
+    `need` float64 [num_prompts]: how much better the first model is expected to be than the last; `unknown_need`: the
+    same if the prompts were of a domain that nothing is known of, None where the two do not differ.
     """
 
     prob_right: Array
     novelty: Array
     need: Array
+    unknown_need: Array | None = None
 
     @property
     def abstains(self) -> NDArray[np.bool_]:
         """Where the router should not be followed: bool [num_prompts]."""
         return self.novelty > NOVEL
+
+    def adapted(self, share: float) -> Predictions:
+        """The same of traffic that is to that share unknown (see `drift`): only the need changes."""
+        if self.unknown_need is None:
+            return self
+        return replace(self, need=(1 - share) * self.need + share * self.unknown_need)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -102,7 +112,8 @@ class Router:
         for i, expert in enumerate(self.experts):
             names = {canonical_name(name): name for name in expert.abilities}
             if all(canonical_name(model) in names for model in models):
-                found[i] = [Candidate(i, expert.abilities[names[canonical_name(model)]]) for model in models]
+                abilities = [expert.abilities[names[canonical_name(model)]] for model in models]
+                found[i] = [Candidate(i, ability, expert.source == source) for ability in abilities]
         own = [candidates for i, candidates in found.items() if self.experts[i].source == source]
         if not found:
             raise UnknownModelError(f"no source of this artifact knows {' and '.join(models)} together")
@@ -123,7 +134,8 @@ class Router:
     def predict(self, prompts: Sequence[Prompt] | Features, choices: Sequence[Sequence[Candidate]]) -> Predictions:
         """Probabilities for the models of `choices`: the same models at each of some experts, averaged.
 
-        `need` compares the first model with the last: how much better it is expected to be.
+        The need leans towards prompt length where a prompt is unlike what an expert was fitted to: by as much as that
+        helped on subjects left out of its own source, altogether where the prompts are of another source.
         """
         features = prompts if isinstance(prompts, Features) else extract(prompts)
         signals, text = self._read(features, len(self.layers) - 1, self._layer_of(choices))
@@ -132,6 +144,7 @@ class Router:
             prob_right=np.mean([answer.prob_right for answer in answers], axis=0),
             novelty=np.min([answer.novelty for answer in answers], axis=0),
             need=np.mean([answer.need for answer in answers], axis=0),
+            unknown_need=np.mean([answer.adapted(1.0).need for answer in answers], axis=0),
         )
 
     def _layer_of(self, choices: Sequence[Sequence[Candidate]]) -> int:
@@ -145,12 +158,16 @@ class Router:
         prob_right = np.column_stack([model.ability.prob_right(difficulty) for model in models])
         novelty = expert.novelty.of(features)
         gap = prob_right[:, 0] - prob_right[:, -1]
-        usual = expert.usual_gap(models[0].ability, models[-1].ability)
-        return Predictions(prob_right, novelty, _guarded(gap, usual, novelty, self._length(features, expert)))
+        mean, spread = expert.usual_gap(models[0].ability, models[-1].ability)
+        lean = expert.lean if models[0].is_own else 1.0
+        unknown = (1 - lean) * gap + lean * (mean + spread * self._length(features, expert))
+        return Predictions(prob_right, novelty, gap + _unusual(novelty) * (unknown - gap), unknown)
 
     def _length(self, features: Features, expert: Expert) -> Array:
+        """The logarithm of the length in standard deviations, bounded without losing its order."""
         mean, spread = expert.log_chars
-        return np.asarray((features.structure[:, _LOG_CHARS] - mean) / spread, dtype=np.float64)
+        deviations = ((features.structure[:, _LOG_CHARS] - mean) / spread).astype(np.float64)
+        return np.asarray(_MOST_DEVIATIONS * np.tanh(deviations / _MOST_DEVIATIONS))
 
     def _columns(self, index: int) -> slice:
         start = sum(expert.num_factors for expert in self.experts[:index])
@@ -181,11 +198,6 @@ def canonical_name(model: str) -> str:
     return model.rsplit("/", 1)[-1].lower().replace("_", ".").removeprefix("meta-")
 
 
-def _guarded(gap: Array, usual: tuple[float, float], novelty: Array, length: Array) -> Array:
-    """The gap, leaning towards prompt length where the prompt is unlike what was learnt.
-
-    Length is the one thing that is known to order prompts of any domain a little better than chance.
-    """
-    lean = _GUARD_MOST * np.clip((novelty - _GUARD_FROM) / (1 - _GUARD_FROM), 0, 1)
-    mean, spread = usual
-    return (1 - lean) * gap + lean * (mean + spread * np.clip(length, -3, 3))
+def _unusual(novelty: Array) -> Array:
+    """How surely a prompt is of an unknown domain, by itself: 0 for nine in ten of the usual prompts."""
+    return np.asarray(np.clip((novelty - _GUARD_FROM) / (1 - _GUARD_FROM), 0.0, 1.0))

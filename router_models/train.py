@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from router_models.data import Group, prompt_digests
 from router_models.errors import DataError
 from router_models.features import Features, extract, stack
-from router_models.fit import Progress, fit_layer, sources
+from router_models.fit import FoldOf, Progress, fit_layer, random_folds, sources
 from router_models.router import Router, TextWeights
 from router_models.text import inverse_document_frequency
 
@@ -23,11 +23,15 @@ _MAX_SEEN_SHARE = 0.02
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Trained:
-    """A router, the groups it was trained on, and its held-out difficulties of their prompts, in the same order."""
+    """A router, the groups it was trained on, and its held-out difficulties of their prompts, in the same order.
+
+    `folds`: the fold of each prompt; nothing that made its held-out difficulty was fitted to a prompt of its fold.
+    """
 
     router: Router
     groups: tuple[Group, ...]
     held_out: tuple[NDArray[np.float64], ...]
+    folds: tuple[NDArray[np.intp], ...]
     used_base: bool
 
 
@@ -41,12 +45,13 @@ def train(
     seed: int = 0,
     progress: Progress = silent,
     features: Sequence[Features] | None = None,
+    fold_of: FoldOf = random_folds,
 ) -> Trained:
     """A router for all models of all groups, on top of `base` if there is one.
 
     A base that has seen these prompts would recite their answers in place of predicting them, so it is left out then;
-    the result says which. `features` of the groups' prompts, where they are known already. Raises DataError where a
-    source has fewer than MIN_LABELS prompts.
+    the result says which. `features` of the groups' prompts, where they are known already. `fold_of` says which
+    prompts of a group are held out together. Raises DataError where a source has fewer than MIN_LABELS prompts.
     """
     _check(groups)
     progress("features", 0, 1)
@@ -56,13 +61,13 @@ def train(
         base = None
     signals = [_signals(base, part) for part in found]
     idf = base.text.idf if base else _stored(inverse_document_frequency(stack(found).counts))
-    fitted = fit_layer(sources(groups, found, idf, signals), seed, progress)
+    fitted = fit_layer(sources(groups, found, idf, signals), seed, progress, fold_of)
     text = _quantized(fitted.text.weights, fitted.text.bias, idf)
     if base is None:
         router = Router((fitted.experts,), text, digests)
     else:
         router = Router((*base.layers, fitted.experts), _beside(base.text, text), np.union1d(base.seen, digests))
-    return Trained(router, tuple(groups), fitted.held_out, base is not None)
+    return Trained(router, tuple(groups), fitted.held_out, fitted.folds, base is not None)
 
 
 def _check(groups: Sequence[Group]) -> None:

@@ -59,3 +59,29 @@ def test_the_typical_model_lies_between_those_it_stands_for() -> None:
     difficulty, results, _ = _draw(500)
     good, bad = fit_ability(difficulty, results), fit_ability(difficulty, 1 - results)
     assert np.abs(typical([good, bad]).discrimination).max() < 1e-3
+
+
+def test_a_few_unlucky_labels_do_not_turn_a_slope_round() -> None:
+    rng = np.random.default_rng(0)
+    factors = rng.normal(size=(60, 1))
+    results = (rng.random(60) < 1 / (1 + np.exp(-2 * factors[:, 0]))).astype(float)
+    # What predictions from sixty labels look like where the true relation is weak: worse than none.
+    difficulty = 0.3 * (rng.normal(size=(60, 1)) - factors)
+    assert fit_ability(difficulty, results).discrimination[0] < 0
+    assert (
+        fit_ability(difficulty, results, factors).discrimination[0] > fit_ability(difficulty, results).discrimination[0]
+    )
+    unrelated = 0.3 * rng.normal(size=(60, 1))
+    assert fit_ability(unrelated, results, factors).discrimination[0] > 0.5
+
+
+def test_with_thousands_of_labels_the_expectation_hardly_counts() -> None:
+    difficulty, results, _ = _draw(8000)
+    free, expected = fit_ability(difficulty, results), fit_ability(difficulty, results, -difficulty)
+    np.testing.assert_allclose(free.discrimination, expected.discrimination, atol=0.06)
+
+
+def test_a_difficulty_counts_the_same_in_any_unit() -> None:
+    difficulty, results, _ = _draw(300)
+    plain, large = fit_ability(difficulty, results), fit_ability(difficulty * 50, results)
+    np.testing.assert_allclose(plain.discrimination, large.discrimination * 50, rtol=1e-4)

@@ -33,6 +33,7 @@ def test_a_loaded_router_predicts_what_the_saved_one_did(trained: Trained, folde
     found = [r.predict(prompts, r.candidates(pair, "world")) for r in (trained.router, loaded.router)]
     np.testing.assert_allclose(found[0].prob_right, found[1].prob_right, atol=1e-6)
     assert (found[0].novelty == found[1].novelty).all()
+    np.testing.assert_allclose(found[0].adapted(1.0).need, found[1].adapted(1.0).need, atol=1e-6)
     assert loaded.manifest.seed == 3
 
 

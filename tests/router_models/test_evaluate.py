@@ -1,15 +1,17 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from router_models import baselines
-from router_models.evaluate import Evaluation, evaluate
+from router_models.evaluate import Evaluation, evaluate, judge
 from router_models.features import extract
 from router_models.held_out import evaluate_held_out
 from router_models.metrics import apgr_exact
 from router_models.report import Report, as_html, write
+from router_models.router import Predictions
 from router_models.train import Trained
 from tests.router_models.tables import world
 
@@ -32,8 +34,10 @@ def test_every_baseline_is_in_the_table(evaluation: Evaluation) -> None:
     assert figures["always_weak"] is None
 
 
-def test_a_router_that_learnt_beats_its_baselines_and_is_recommended(evaluation: Evaluation) -> None:
-    assert evaluation.is_recommended
+def test_a_router_that_learnt_beats_its_baselines_and_is_recommended(evaluation: Evaluation, trained: Trained) -> None:
+    group = world(250, seed=9)
+    unnamed = replace(group, subset=np.full(len(group), ""))
+    assert evaluate(trained.router, unnamed, *_PAIR).is_recommended
     assert evaluation.router.apgr_exact > 0.64  # type: ignore[operator]
     assert evaluation.margin > 3 * evaluation.margin_stderr  # type: ignore[operator]
     assert evaluation.n == 800
@@ -43,6 +47,36 @@ def test_turning_the_models_round_is_not_recommended(trained: Trained) -> None:
     found = evaluate(trained.router, world(400, seed=9), *reversed(_PAIR))
     assert not found.is_recommended
     assert "no better" in found.refusals[0]
+
+
+def test_a_router_that_words_or_the_subject_alone_outdo_is_not_recommended() -> None:
+    group = world(800, seed=9)
+    pair, features = group.pair(*_PAIR), extract(group.prompts)
+    # Half as sure of the topic as one could be: better than chance and length, worse than what labels teach.
+    rng = np.random.default_rng(0)
+    gap = np.array([pair.take(group.subset == name).gap for name in group.subset])
+    need = np.where(rng.random(800) < 0.5, gap, rng.permutation(gap)) + 0.01 * rng.random(800)
+    half = np.full((800, 2), 0.5)
+    found = judge(Predictions(half, np.zeros(800), need), group, pair, features, _PAIR, "known")
+    assert found.router.apgr_exact > 0.53  # type: ignore[operator]
+    assert [reason.split(":")[0] for reason in found.refusals] == [
+        "does not beat tfidf_logistic",
+        "does not beat subset_mean",
+    ]
+    assert "labels of this data" not in "".join(found.refusals)
+    typical = judge(Predictions(half, np.zeros(800), need), group, pair, features, _PAIR, "typical")
+    assert "labels of this data" in typical.refusals[0]
+
+
+def test_a_router_that_length_outdoes_is_not_recommended() -> None:
+    group = world(400, seed=9)
+    lengths = np.array([len(prompt.text) for prompt in group.prompts], dtype=np.float64)
+    group.results[:, group.models.index(_PAIR[0])] = 1.0
+    group.results[:, group.models.index(_PAIR[1])] = lengths < np.median(lengths)
+    need = lengths + np.random.default_rng(0).normal(size=400) * lengths.std()
+    half = Predictions(np.full((400, 2), 0.5), np.zeros(400), need)
+    found = judge(half, group, group.pair(*_PAIR), extract(group.prompts), _PAIR, "known")
+    assert any(reason.startswith("does not beat length") for reason in found.refusals)
 
 
 def test_a_router_of_noise_is_not_recommended(trained: Trained) -> None:
@@ -80,7 +114,9 @@ def test_the_report_is_written_and_escapes_what_it_shows(evaluation: Evaluation,
     assert "<script>" not in page
     assert page.count("<svg") == 2
     assert "topology" in page
-    assert json.loads((tmp_path / "report.json").read_text())["is_recommended"] is True
+    assert json.loads((tmp_path / "report.json").read_text())["is_recommended"] is evaluation.is_recommended
+    assert "Not recommended: does not beat tfidf_logistic" in page
+    assert "Beats its baselines" in as_html(replace(report, evaluations=[replace(evaluation, refusals=[])]))
     assert as_html(report) == page
 
 

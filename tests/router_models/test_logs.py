@@ -1,5 +1,6 @@
 import gzip
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PosixPath
 
 import pytest
 
@@ -87,3 +88,36 @@ def test_bad_lines_are_named(tmp_path: Path) -> None:
 def test_a_folder_without_logs_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"prompts\.parquet"):
         read(tmp_path)
+
+
+def test_an_outcome_from_another_tenant_is_an_orphan(tmp_path: Path) -> None:
+    def outcome(score: float, tenant: str | None) -> OutcomeRecord:
+        return OutcomeRecord(request_id="1", time=score, label="feedback", score=score, tenant=tenant)
+
+    path = _write(tmp_path / "a.jsonl", _request(1, tenant="a"), outcome(0.5, "a"), outcome(0.9, "b"))
+    log = read_log(path)
+    assert (log.results, log.summary.orphans) == ({"1": {"small": 0.5}}, 1)
+    _write(path, _request(1, tenant="a"), outcome(0.5, "a"), outcome(0.9, None))
+    assert read_log(path).results == {"1": {"small": 0.9}}
+
+
+def test_half_a_line_at_the_end_of_a_file_that_is_being_written_is_not_yet_there(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.open.jsonl", _request(1))
+    path.write_text(path.read_text() + '{"kind": "requ')
+    assert list(read_log(tmp_path).requests) == ["1"]
+    path.rename(tmp_path / "a.jsonl")
+    with pytest.raises(DataError, match="line 2"):
+        read_log(tmp_path)
+
+
+class _ListedBefore(PosixPath):
+    """A folder whose listing is a moment old."""
+
+    def glob(self, pattern: str, **_: object) -> Iterator[Path]:  # type: ignore[override]
+        yield from (self / name for name in ("a.open.jsonl", "b.jsonl") if name.endswith(pattern[1:]))
+
+
+def test_files_that_were_closed_since_the_folder_was_listed_are_found(tmp_path: Path) -> None:
+    _write(tmp_path / "a.jsonl", _request(1))
+    _write(tmp_path / "b.jsonl.gz", _request(2))
+    assert list(read_log(_ListedBefore(tmp_path)).requests) == ["1", "2"]

@@ -149,3 +149,78 @@ def test_a_share_needs_a_threshold_and_settings_are_checked() -> None:
         _decide(PolicyConfig(floors={"t": "absent"}), tenant="t")
     with pytest.raises(ValidationError):
         PolicyConfig.model_validate({"goal": {"kind": "share", "strong_share": 1.5}})
+
+
+def test_a_floor_for_all_holds_for_tenants_without_one_of_their_own() -> None:
+    policy = PolicyConfig(goal=_PLAIN.goal, floor="dear", floors={"cheap": "cheap"}, exploration=0.0)
+    assert _decide(policy, threshold=9.0, tenant="anyone").model == "dear"
+    assert _decide(policy, threshold=9.0, tenant="cheap").model == "cheap"
+
+
+def test_a_full_model_that_was_not_wanted_anyway_steps_nobody_down() -> None:
+    fleet = (_CHEAP, _MIDDLE, Candidate("dear", 0.02, 0.8, is_saturated=True))
+    policy = PolicyConfig(goal=_PLAIN.goal, step_down_tenants=("patient",), exploration=0.0)
+    found = _decide(policy, fleet, threshold=0.4, tenant="patient")
+    assert (found.model, found.mechanism, found.refused) == ("cheap", "model", {})
+    stepped = _decide(policy, fleet, threshold=-1.0, tenant="patient")
+    assert (stepped.refused, set(stepped.probabilities)) == ({"dear": "saturated"}, {"cheap", "middle"})
+
+
+def test_with_everybody_full_nobody_is_refused() -> None:
+    fleet = tuple(Candidate(c.model, c.cost_usd, c.prob_right, is_saturated=True) for c in _FLEET)
+    policy = PolicyConfig(goal=_PLAIN.goal, step_down_tenants=("patient",), exploration=0.0)
+    assert _decide(policy, fleet, threshold=-1.0, tenant="patient").model == "dear"
+
+
+def test_nobody_steps_down_below_the_floor() -> None:
+    fleet = (_CHEAP, _MIDDLE, Candidate("dear", 0.02, 0.8, is_saturated=True))
+    policy = PolicyConfig(goal=_PLAIN.goal, step_down_tenants=("t",), floors={"t": "dear"}, exploration=0.5)
+    assert {decide(policy, fleet, Situation(1, "t", threshold=9.0), d).model for d in (0.0, 0.9)} == {"dear"}
+
+
+def test_the_ends_of_the_dial_are_the_callers_word() -> None:
+    policy = PolicyConfig(goal=_PLAIN.goal, exploration=0.4)
+    for quality, model in ((0.0, "cheap"), (1.0, "dear")):
+        found = decide(policy, _FLEET, Situation(9, quality=quality, threshold=0.1, current="middle"), draw=0.99)
+        assert (found.model, found.propensity) == (model, 1.0)
+
+
+def test_the_preferred_model_is_the_one_without_exploration() -> None:
+    policy = PolicyConfig(goal=_PLAIN.goal, exploration=0.3)
+    found = decide(policy, _FLEET, Situation(9, threshold=0.1), draw=0.99)
+    assert (found.mechanism, found.preferred) == ("explored", _decide().model)
+
+
+def test_an_abstention_asks_first_within_a_promised_share_and_has_it_elsewhere() -> None:
+    sure = (Candidate("cheap", 0.001, 0.9), _DEAR)
+    share = _decide(fleet=sure, threshold=0.5, abstains=True)
+    assert (share.model, share.mechanism) == ("dear", "abstained")
+    assert share.gap == pytest.approx(1.9)
+    # The share is used up.
+    assert _decide(fleet=sure, threshold=float("inf"), abstains=True).model == "cheap"
+    price = PolicyConfig(goal=PriceGoal(regret_usd=1e-9), exploration=0.0)
+    assert _decide(price, sure, threshold=None, abstains=True).model == "dear"
+
+
+def test_the_gap_is_what_the_best_of_the_lesser_models_leaves() -> None:
+    assert _decide().gap == pytest.approx(0.08)
+    assert _decide(fleet=(_DEAR,)).gap is None
+
+
+def test_the_need_is_that_of_all_candidates_where_the_cheapest_is_not_allowed() -> None:
+    policy = PolicyConfig(goal=_PLAIN.goal, floor="middle", exploration=0.0)
+    assert _decide(policy, need=0.4).good_enough == pytest.approx({"middle": 0.82, "dear": 1.0})
+
+
+def test_each_candidate_may_count_tokens_its_own_way() -> None:
+    fleet = (Candidate("cheap", 0.001, 0.9, max_context=50, num_tokens=40), _DEAR)
+    assert _decide(fleet=fleet, threshold=9.0).model == "cheap"
+    fleet = (Candidate("cheap", 0.001, 0.9, max_context=500, num_tokens=501), _DEAR)
+    assert _decide(fleet=fleet, threshold=9.0).refused == {"cheap": "context window"}
+
+
+def test_a_warm_prefix_raises_the_gain_that_pays_for_going_up() -> None:
+    policy = PolicyConfig(goal=PriceGoal(regret_usd=0.15), warm_token_usd=1e-5, exploration=0.0)
+    warm = Candidate("cheap", 0.001, 0.5, warm_tokens=5000)
+    assert _decide(policy, (warm, _MIDDLE, _DEAR), threshold=None, current="cheap").mechanism == "held"
+    assert _decide(policy, threshold=None, current="cheap").model == "middle"

@@ -1,7 +1,7 @@
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from router_models.records import LoggedCandidate, LoggedDecision, PreferenceRecord, Record, RequestRecord
+from router_models.records import LoggedCandidate, LoggedDecision, LoggedUse, PreferenceRecord, Record, RequestRecord
 
 _ADAPTER: TypeAdapter[Record] = TypeAdapter(Record)
 
@@ -35,3 +35,9 @@ def test_impossible_decisions_are_refused(changes: dict[str, object]) -> None:
 def test_a_record_of_another_version_is_refused() -> None:
     with pytest.raises(ValidationError):
         _ADAPTER.validate_python({"kind": "request", "version": 2, "request_id": "1", "time": 0})
+
+
+def test_acceptance_is_a_share_of_what_was_drafted() -> None:
+    use = LoggedUse(model="m", input_tokens=1, output_tokens=9, num_drafted=8, num_accepted=6)
+    assert use.acceptance == 0.75
+    assert LoggedUse(model="m", input_tokens=1, output_tokens=9).acceptance is None

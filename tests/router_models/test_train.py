@@ -101,6 +101,28 @@ def test_a_second_layer_learns_another_traffic_on_top_of_the_first(trained: Trai
     np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-5)
 
 
+def test_traffic_of_another_source_is_taken_for_unknown_and_its_own_labels_teach_it(trained: Trained) -> None:
+    test = world(1500, seed=9, source="mine", models=_PAIR)
+    scores = []
+    for count in (60, 600):
+        own = world(count, seed=5, source="mine", models=_PAIR)
+        router = train([own], base=trained.router).router
+        choices = router.candidates(_PAIR, "mine")
+        assert all(model.is_own for models in choices for model in models)
+        scores.append(apgr_exact(router.predict(test.prompts, choices).need, test.pair(*_PAIR)))
+    assert scores[0] > 0.55
+    assert scores[1] > 0.64
+
+
+def test_a_domain_taken_for_unknown_is_ordered_by_length(trained: Trained) -> None:
+    router, group = trained.router, world(300, seed=9)
+    found = router.predict(group.prompts, router.candidates(_PAIR, "nowhere"))
+    lengths = np.array([len(prompt.text) for prompt in group.prompts])
+    order = np.argsort(lengths, kind="stable")
+    assert (np.diff(found.adapted(1.0).need[order]) >= -1e-9).all()
+    assert apgr_exact(found.need, group.pair(*_PAIR)) > 0.6
+
+
 def test_a_base_that_has_seen_the_prompts_is_left_out(trained: Trained) -> None:
     assert not train([world(100, seed=1)], base=trained.router).used_base
 
@@ -120,10 +142,16 @@ def test_typical_models_stand_in_for_unknown_ones(trained: Trained) -> None:
     assert apgr_exact(found.need, group.pair(*_PAIR)) > 0.6
 
 
-def test_features_can_be_given_and_progress_is_told(trained: Trained) -> None:
+def test_features_and_folds_can_be_given_and_progress_is_told() -> None:
     group, told = world(60, seed=1), []
-    train([group], features=[extract(group.prompts)], progress=lambda stage, done, total: told.append((done, total)))
+    found = train(
+        [group],
+        features=[extract(group.prompts)],
+        progress=lambda stage, done, total: told.append((done, total)),
+        fold_of=lambda given, seed: np.unique(given.subset, return_inverse=True)[1],
+    )
     assert told[-1] == (2, 2)
+    assert len(np.unique(found.folds[0])) == 4
 
 
 def test_too_few_labels_are_refused() -> None:
