@@ -55,7 +55,7 @@ class BuildKernels(build_ext):
 
 def kernels() -> Extension:
     sanitizer = os.environ.get("OUTRIDER_SANITIZE")
-    checks = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g", "-O1"] if sanitizer else ["-g0", "-O3"]
+    checks = [f"-fsanitize={sanitizer}", "-fno-omit-frame-pointer", "-g1", "-O1"] if sanitizer else ["-g0", "-O3"]
     return Extension(
         "engines.native._kernels",
         sources=sorted(str(path) for path in SOURCES.glob("*.cpp")),
