@@ -38,7 +38,8 @@ sanitize: $(VENV)/dev.stamp
 	OUTRIDER_SANITIZE=address $(BIN)/python setup.py -q build_ext --build-lib build/sanitize --build-temp build/sanitize
 	OUTRIDER_KERNELS="$$(ls build/sanitize/engines/native/_kernels*.so)" ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$(g++ -print-file-name=libasan.so) $$(g++ -print-file-name=libstdc++.so)" \
-		$(BIN)/python -m pytest -q -m "not gpu and not bench" tests/engines/native tests/engines/attention/test_native.py
+		$(BIN)/python -m pytest -q -m "not gpu and not bench" tests/engines/native \
+		tests/engines/optimized/test_decoder_layer.py tests/engines/attention/test_native.py
 
 clean:
 	rm -rf $(VENV) build engines/native/*.so

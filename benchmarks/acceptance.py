@@ -95,7 +95,7 @@ def compare(text: Text, drafter: LlamaForCausalLM, params: SamplingParams) -> Po
 
 def law(logits: Tensor, params: SamplingParams) -> Tensor:
     """The law that `params` make of each row of `logits` [num_rows, vocab]: float64 probabilities."""
-    scores = scale(logits.clone(), [params.temperature] * len(logits))
+    scores = scale(logits.clone(), torch.full((len(logits),), params.temperature))
     scores.masked_fill_(scores < floors(scores, [params] * len(logits))[:, None], float("-inf"))
     return scores.double().softmax(-1)
 
