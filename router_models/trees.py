@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,12 @@ class Forest:
     right: NDArray[np.int32]
     value: Floats
     depth: int
+    _children: NDArray[np.int32] = field(init=False, repr=False)  # of node n at 2n: right, left
+    _starts: NDArray[np.intp] = field(init=False, repr=False)  # of each output's trees
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_children", np.stack((self.right, self.left), axis=1).ravel())
+        object.__setattr__(self, "_starts", np.searchsorted(self.outputs, np.arange(len(self.base))))
 
     @classmethod
     def of(cls, models: Sequence[HistGradientBoostingRegressor]) -> Forest:
@@ -93,13 +99,14 @@ class Forest:
         return np.concatenate(chunks) if chunks else np.zeros((0, self.num_outputs), np.float32)
 
     def _predict(self, features: Floats) -> Floats:
-        rows = np.arange(len(features))[:, None]
-        nodes = np.broadcast_to(self.roots, (len(features), len(self.roots)))
+        nodes = np.tile(self.roots, len(features))
+        first_features = np.repeat(np.arange(len(features)) * features.shape[1], len(self.roots))
+        flat = np.ascontiguousarray(features).ravel()
         for _ in range(self.depth):
-            goes_left = features[rows, self.feature[nodes]] <= self.threshold[nodes]
-            nodes = np.where(goes_left, self.left[nodes], self.right[nodes])
-        starts = np.searchsorted(self.outputs, np.arange(self.num_outputs))
-        return np.add.reduceat(self.value[nodes], starts, axis=1) + self.base
+            goes_left = flat.take(first_features + self.feature.take(nodes)) <= self.threshold.take(nodes)
+            nodes = self._children.take(2 * nodes + goes_left)
+        values = self.value.take(nodes).reshape(len(features), len(self.roots))
+        return np.add.reduceat(values, self._starts, axis=1) + self.base
 
     def arrays(self) -> dict[str, NDArray[np.generic]]:
         """What `from_arrays` needs, by name."""
