@@ -105,10 +105,12 @@ class Round:
         }
 
 
-async def measure(url: str, num_replicas: int, num_blocks: int, rate: float, seconds: float) -> Round:
+async def measure(
+    url: str, num_replicas: int, num_blocks: int, rate: float, seconds: float, config: StateConfig | None = None
+) -> Round:
     """One round, with a fleet of its own."""
     rng = random.Random(0)
-    config = StateConfig()
+    config = config or StateConfig()
     fleet = f"cost-{os.getpid()}-{time.time_ns()}"
     client, publisher = StateClient(config, url, fleet), StateClient(config, url, fleet, timeout_s=1.0)
     await client.connect()

@@ -19,6 +19,7 @@ from benchmarks.affinity_cost import Load, OthersUse, block_hashes, measure, med
 from benchmarks.affinity_fleet import Arrival, LruCache, Result, Simulation, Speed
 from benchmarks.affinity_policies import BASELINES, RoutedPrefixes
 from benchmarks.affinity_traces import BLOCK_SIZE, TraceRequest, read_trace
+from gateway.state.config import StateConfig
 from gateway.state.embedded import EmbeddedServer
 
 
@@ -217,11 +218,12 @@ def test_the_document_has_a_row_for_each_policy_and_load(tmp_path: Path) -> None
 
 
 async def test_the_cost_of_a_decision_is_measured(url: str) -> None:
-    measured = await measure(url, num_replicas=4, num_blocks=16, rate=50, seconds=1)
+    patient = StateConfig(timeout_s=10.0)  # a test machine may be busy
+    measured = await measure(url, num_replicas=4, num_blocks=16, rate=50, seconds=1, config=patient)
     assert len(measured.decisions) == len(measured.hashing) == 50
     document = measured.document()
     assert 0 < document["p50_ms"] <= document["p90_ms"] <= document["p99_ms"]
-    assert document["local_looks"] + document["failed_reports"] == 0 or document["p99_ms"] > 5
+    assert document["local_looks"] == document["failed_reports"] == 0
 
 
 def test_rounds_are_told_by_their_median() -> None:
