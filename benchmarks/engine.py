@@ -93,7 +93,7 @@ def _row(system: str, load: Load, runs: list[Timing], num_new: int) -> dict[str,
         "context": context,
         "decode_tokens_per_s": round(sequences / step_s, 2),
         "prefill_tokens_per_s": round(sequences * context / statistics.median(run.prefill_s for run in runs), 2),
-        "step_ms": round(step_s * 1000, 2),
+        "step_ms": round(step_s * 1000, 4),  # tiny models have steps of microseconds
         "step_ms_range": [round(edge / (num_new - 1) * 1000, 2) for edge in (min(decode_s), max(decode_s))],
         "rounds": len(runs),
     }
