@@ -41,8 +41,9 @@ _DRAFTERS: tuple[DrafterChoice, ...] = ("ngram", "suffix", "model", "auto")
 _LENGTHS: tuple[Length, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
 # With one sequence a single prompt would say little: so many are decoded one after another.
 _MIN_PROMPTS = 8
-# Large batches say as much in fewer steps.
+# Large batches say as much in fewer steps, but those are soon over: what the claims rest on takes more turns.
 _MANY_SEQUENCES = 16
+_NUM_TURNS, _NUM_TURNS_OF_MANY = 2, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,24 +119,23 @@ def _peer(peer: Peer, temperature: float, num_new: int) -> Job:
 
 
 def _turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: int) -> list[list[list[Measured]]]:
-    """Runs of each job, round by round; what the claims rest on, plain and adaptive, takes two turns in a round.
+    """Runs of each job, round by round; what the claims rest on, plain and adaptive, takes several turns in a round.
 
     Jobs change after each batch, so that a machine whose speed drifts slows all of them.
     """
     runs: list[list[list[Measured]]] = [[] for _ in jobs]
-    turns = list(range(len(jobs)))
-    turns += [
-        number for number in turns if jobs[number].system == "outrider" and jobs[number].length in (0, "adaptive")
+    num_turns = _NUM_TURNS if len(batches[0]) < _MANY_SEQUENCES else _NUM_TURNS_OF_MANY
+    turns = [
+        number
+        for number, job in enumerate(jobs)
+        for _ in range(num_turns if job.system == "outrider" and job.length in (0, "adaptive") else 1)
     ]
     for turn in range(rounds):
-        done: list[list[Measured]] = [[] for _ in turns]
+        for run in runs:
+            run.append([])
         for place, batch in enumerate(batches):
-            order = list(range(len(turns)))
-            random.Random(f"{turn} {place}").shuffle(order)
-            for position in order:
-                done[position].append(jobs[turns[position]].run(batch))
-        for number, run in zip(turns, done, strict=True):
-            runs[number].append(run)
+            for number in random.Random(f"{turn} {place}").sample(turns, len(turns)):
+                runs[number][-1].append(jobs[number].run(batch))
     return runs
 
 

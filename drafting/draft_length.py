@@ -19,14 +19,16 @@ import numpy.typing as npt
 
 # Below this believed gain speculation stays off: it is within what the estimates can be wrong by.
 MIN_GAIN = 1.02
+# So many rounds of the draft model are thought through although none has made the step better.
+_MIN_DEPTHS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Market:
     """What a step's tokens cost. `num_decodes` tokens are emitted whatever is bought.
 
-    verify_s[n]: seconds of the target's forward with n draft tokens, float64 [most + 2] where `most` is all that could
-    be drafted, without what prefill chunks in the same step cost by themselves. `draft_s(depth, num_seqs)`: seconds of
+    verify_s[n]: seconds of the target's forward with n draft tokens, float64 [most + 2] where `most` is all that may
+    be bought, without what prefill chunks in the same step cost by themselves. `draft_s(depth, num_seqs)`: seconds of
     so many rounds of the draft model for that many sequences.
     """
 
@@ -111,7 +113,7 @@ class AdaptiveLength:
             deeper, rate = self._order(options, market, depth)
             if rate > best_rate:
                 best, best_rate, has_risen = deeper, rate, True
-            elif has_risen:
+            elif has_risen or depth >= _MIN_DEPTHS:
                 break
         plain_rate = market.num_decodes / float(market.verify_s[0])
         return best if best_rate > plain_rate * MIN_GAIN else [Order() for _ in options]
@@ -145,7 +147,7 @@ def buy(offers: Sequence[Sequence[float]], market: Market, sunk_s: float = 0.0) 
     owners = np.repeat(np.arange(len(offers)), [len(offer) for offer in offers])
     survivals = np.array([survival for offer in offers for survival in offer])
     order = np.argsort(-survivals, kind="stable")
-    gained = np.concatenate(([0.0], np.cumsum(survivals[order])))
+    gained = np.concatenate(([0.0], np.cumsum(survivals[order])))[: len(market.verify_s) - 1]
     rates = (market.num_decodes + gained) / (sunk_s + market.verify_s[: len(gained)])
     best = int(rates.argmax())
     return np.bincount(owners[order[:best]], minlength=len(offers)).tolist(), float(rates[best])

@@ -26,6 +26,9 @@ from drafting.protocol import Draft, Drafter, DraftRequest, Source, Verdict
 _PROBE_SHARE = 0.005
 _MAX_CREDIT_S = 5.0
 _NEARLY_READ_TOKENS = 64
+# A step verifies at most so many times the drafts that any earlier one did: what was never measured is believed cheap,
+# and a large batch would pay for that with one step as long as ten.
+_MAX_GROWTH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +41,16 @@ class Chosen:
 
 @dataclass(slots=True)
 class _Case:
-    """A sequence in the step under way, and every draft made for it."""
+    """A sequence in the step under way, every draft made for it, and how far each is believed to survive."""
 
     request: DraftRequest
     at_hand: dict[Source, Draft] = field(default_factory=dict)
+    survivals: dict[Source, tuple[float, ...]] = field(default_factory=dict)
     order: Order = field(default_factory=Order)
+
+    def best(self, max_tokens: int) -> Source:
+        """Who made the draft whose first `max_tokens` tokens bring most; there is one."""
+        return max(self.at_hand, key=lambda source: sum(self.survivals[source][:max_tokens]))
 
 
 class Speculator:
@@ -71,6 +79,7 @@ class Speculator:
         self._market: Market | None = None
         self._credit_s = 0.0
         self._observing_s = 0.0
+        self._num_verified = 0  # drafts, at most in one step
         self._pace = Pace(is_experienced=prices.verify.is_known)
         self.time_s = 0.0
         self.plain_time_s = 0.0
@@ -90,8 +99,10 @@ class Speculator:
     def plan(self, requests: Sequence[DraftRequest], load: Load) -> list[int]:
         """How many drafts to reserve room for, for each request in order; at most its `max_drafts`."""
         self._load = load
-        self._pace.begin_step(load.num_decodes, frozenset(request.source for request in requests))
-        awake = [request for request in requests if not (self.policy.explores and self._pace.rests(request.seq_id))]
+        awake = list(requests)
+        if self.policy.explores:  # a fixed length never rests, nor does it use up the rests of an adaptive one
+            self._pace.begin_step(load.num_decodes, frozenset(request.source for request in requests))
+            awake = [request for request in requests if not self._pace.rests(request.seq_id)]
         self._cases = {request.seq_id: _Case(request) for request in awake}
         if awake:
             self._order(list(self._cases.values()))
@@ -104,20 +115,20 @@ class Speculator:
         `granted` has how many tokens' room after their own the sequences of the plan have got, where any: above 0.
         """
         self._ask_model(granted)
-        chosen = {}
-        for seq_id, count in granted.items():
-            case = self._cases[seq_id]
-            options = [Chosen(source, draft.first(count)) for source, draft in case.at_hand.items()]
-            if options:
-                chosen[seq_id] = max(options, key=lambda one: sum(self._survivals(seq_id, one)))
-        if not (chosen and self._market):
+        drafted = {seq_id: self._cases[seq_id] for seq_id in granted if self._cases[seq_id].at_hand}
+        if not (drafted and self._market):
             return {}
-        lengths = self.policy.keep([self._survivals(*item) for item in chosen.items()], self._market)
-        kept = {
-            seq_id: Chosen(one.source, one.draft.first(length))
-            for (seq_id, one), length in zip(chosen.items(), lengths, strict=True)
+        sources = [case.best(granted[seq_id]) for seq_id, case in drafted.items()]
+        offers = [
+            case.survivals[source][: granted[seq_id]]
+            for (seq_id, case), source in zip(drafted.items(), sources, strict=True)
+        ]
+        lengths = self.policy.keep(offers, self._market)
+        return {
+            seq_id: Chosen(source, case.at_hand[source].first(length))
+            for (seq_id, case), source, length in zip(drafted.items(), sources, lengths, strict=True)
+            if length
         }
-        return {seq_id: one for seq_id, one in kept.items() if one.draft.token_ids}
 
     def observe(self, verdicts: Sequence[Verdict], num_tokens: int, verify_s: float, drafting_s: float = 0.0) -> None:
         """Learn from a step: what it emitted, and how long it took.
@@ -130,6 +141,7 @@ class Speculator:
             self._judge_step(verdicts, num_tokens, verify_s, drafting_s + verify_s + self._observing_s)
         if num_tokens:
             self._prices.verify.observe(num_tokens, load.num_seqs, load.num_kv_tokens, verify_s)
+        self._num_verified = max(self._num_verified, num_tokens - load.num_tokens)
         if self._cases:
             self._pace.end_step(was_plain=num_tokens == load.num_tokens)
         self._credit_s = min(self._credit_s + _PROBE_SHARE * verify_s, _MAX_CREDIT_S)
@@ -164,7 +176,8 @@ class Speculator:
     def _order(self, cases: Sequence[_Case]) -> None:
         self._look_up(cases)
         if self._prices.verify.is_known and not (self.policy.explores and self._pace.is_plain_due):
-            self._market = self._prices.market(self._load, sum(case.request.max_drafts for case in cases))
+            most = max(self._load.num_decodes, _MAX_GROWTH * self._num_verified)
+            self._market = self._prices.market(self._load, min(most, sum(case.request.max_drafts for case in cases)))
             options = [self._option(case) for case in cases]
             orders = self.policy.order(options, self._market)
             for case, option, order in zip(cases, options, orders, strict=True):
@@ -178,12 +191,11 @@ class Speculator:
             asked = [case for case in cases if case.request.source in (None, source)]
             for case, draft in zip(asked, drafter.propose([case.request for case in asked]), strict=True):
                 if draft.token_ids:
-                    case.at_hand[source] = draft.first(case.request.max_drafts)
+                    self._take(case, source, draft.first(case.request.max_drafts))
 
     def _option(self, case: _Case) -> Option:
         seq_id = case.request.seq_id
-        found = [self._survivals(seq_id, Chosen(*item)) for item in case.at_hand.items()]
-        best = max(found, key=sum, default=())
+        best = max(case.survivals.values(), key=sum, default=())
         if self._model is None or case.request.source not in (None, "model"):
             return Option(best)
         rates = self._acceptance["model"].expected(seq_id, self._model.room(case.request))
@@ -195,8 +207,9 @@ class Speculator:
         assert self._model is not None
         return self._prices.reading_s(self._model.num_unread(request), len(request.token_ids))
 
-    def _survivals(self, seq_id: int, chosen: Chosen) -> tuple[float, ...]:
-        return survivals(self._acceptance[chosen.source].rates(seq_id, chosen.draft.beliefs))
+    def _take(self, case: _Case, source: Source, draft: Draft) -> None:
+        case.at_hand[source] = draft
+        case.survivals[source] = survivals(self._acceptance[source].rates(case.request.seq_id, draft.beliefs))
 
     def _order_probe(self, cases: Sequence[_Case]) -> None:
         """Where the model is off, have it make a single draft for one sequence, as often as the saved time allows."""
@@ -243,7 +256,7 @@ class Speculator:
             drafts = self._model.propose(asked, prices.token_price, prices.second_price)
             for request, draft in zip(asked, drafts, strict=True):
                 if draft.token_ids:
-                    self._cases[request.seq_id].at_hand["model"] = draft
+                    self._take(self._cases[request.seq_id], "model", draft)
 
     def _judge_step(self, verdicts: Sequence[Verdict], num_tokens: int, verify_s: float, spent_s: float) -> None:
         """Compare what a step took, all told, with what plain decoding needs for what it emitted."""

@@ -64,7 +64,10 @@ def test_a_row_adds_up_batches_and_takes_the_median_of_rounds() -> None:
     assert (figures["tokens_per_step"], figures["acceptance_rate"]) == (1.5, 0.5)
 
 
-def test_jobs_take_turns_after_each_batch_and_the_claimed_ones_two() -> None:
+@pytest.mark.parametrize(("num_prompts", "size", "num_claimed"), [(8, 4, 2), (16, 16, 4)])
+def test_jobs_take_turns_after_each_batch_and_the_claimed_ones_several(
+    num_prompts: int, size: int, num_claimed: int
+) -> None:
     calls: list[str] = []
 
     def job(name: str, length: Any, system: str = "outrider") -> Job:
@@ -75,11 +78,14 @@ def test_jobs_take_turns_after_each_batch_and_the_claimed_ones_two() -> None:
         return Job(system, name, length, run)
 
     jobs = [job("plain", 0), job("fixed", 2), job("adaptive", "adaptive"), job("peer", "adaptive", "transformers")]
-    runs = _turns(jobs, _batches(PROMPTS, 4), rounds=2)
-    assert [len(one) for one in runs] == [4, 2, 4, 2]
-    assert all(len(run) == 2 for one in runs for run in one), "two batches of four sequences"
-    per_batch = [sorted(calls[start : start + 6]) for start in range(0, len(calls), 6)]
-    assert per_batch == [["adaptive", "adaptive", "fixed", "peer", "plain", "plain"]] * 4
+    batches = _batches(PROMPTS[:1] * num_prompts, size)
+    runs = _turns(jobs, batches, rounds=2)
+    assert [[len(turns) for turns in one] for one in runs] == [
+        [len(batches) * num_turns] * 2 for num_turns in (num_claimed, 1, num_claimed, 1)
+    ]
+    each = sorted(["fixed", "peer", *["plain"] * num_claimed, *["adaptive"] * num_claimed])
+    parts = [sorted(calls[start : start + len(each)]) for start in range(0, len(calls), len(each))]
+    assert parts == [each] * 2 * len(batches)
 
 
 def test_one_sequence_is_measured_on_several_prompts() -> None:

@@ -39,6 +39,7 @@ class Luck:
 
     def __init__(self, rate: float, seed: int = 0) -> None:
         self.rate = rate
+        self.num_asked = 0
         self._random = random.Random(seed)
 
     def propose(self, requests: Sequence[DraftRequest]) -> list[Draft]:
@@ -52,6 +53,7 @@ class Luck:
         """See Drafter."""
 
     def _draft(self, request: DraftRequest) -> Draft:
+        self.num_asked += 1
         start = len(request.token_ids)
         right = [self._random.random() < self.rate for _ in range(request.max_drafts)]
         beliefs = tuple(self._random.uniform(0.3, 0.8) + 0.1 * is_right for is_right in right)
@@ -59,7 +61,12 @@ class Luck:
 
 
 class Simulation:
-    """A batch that decodes for ever; `rate` and `machine` may be changed under way."""
+    """A batch that decodes for ever; `rate`, `machine` and `policy` may be changed under way.
+
+    A step in which drafts are looked for takes `looking_s` longer.
+    """
+
+    looking_s = 0.0
 
     def __init__(self, policy: LengthPolicy, machine: Machine, rate: float, num_seqs: int) -> None:
         self.luck = Luck(rate)
@@ -69,6 +76,9 @@ class Simulation:
         prices = Prices(StepCost(), StepCost())
         self._speculator = Speculator(policy, {"ngram": self.luck}, None, {"ngram": Acceptance()}, prices)
         self._noise = random.Random(1)
+
+    def set_policy(self, policy: LengthPolicy) -> None:
+        self._speculator.policy = policy
 
     def run(self, num_steps: int) -> float:
         """Tokens per second."""
@@ -84,7 +94,9 @@ class Simulation:
         texts = self._texts[: self.num_seqs]
         requests = [DraftRequest(i, text, CONTEXT, MAX_DRAFTS) for i, text in enumerate(texts)]
         load = Load(len(texts), len(texts), sum(map(len, texts)), len(texts))
+        num_asked = self.luck.num_asked
         wanted = self._speculator.plan(requests, load)
+        drafting_s = self.looking_s if self.luck.num_asked > num_asked else 0.0
         chosen = self._speculator.draft({i: count for i, count in enumerate(wanted) if count})
         verdicts = []
         for i, text in enumerate(texts):
@@ -96,8 +108,8 @@ class Simulation:
             verdicts.append(Verdict(i, text, CONTEXT, num_accepted + 1, draft, "ngram", num_accepted))
         num_tokens = len(texts) + sum(len(one.draft.token_ids) for one in chosen.values())
         seconds = self.machine(num_tokens, len(texts)) * self._noise.lognormvariate(0, 0.02)
-        self._speculator.observe(verdicts, num_tokens, seconds)
-        return sum(verdict.num_new for verdict in verdicts), seconds
+        self._speculator.observe(verdicts, num_tokens, seconds, drafting_s)
+        return sum(verdict.num_new for verdict in verdicts), seconds + drafting_s
 
 
 def fixed(machine: Machine, rate: float, num_seqs: int, length: int) -> float:
@@ -114,6 +126,32 @@ def test_never_slower_than_plain_and_near_the_best_fixed_length(machine: Machine
     best = max(fixed(machine, rate, num_seqs, length) for length in (1, 2, 3, 4, 6, 8))
     assert adaptive >= 0.97 * plain
     assert adaptive >= 0.95 * best
+
+
+def test_a_first_step_of_drafts_for_a_large_batch_is_no_longer_than_two() -> None:
+    """Nothing is known of its cost yet; each step may then double what was verified before."""
+    simulation = Simulation(AdaptiveLength(), compute_bound, 0.5, 24)
+    plain_s = compute_bound(24, 24)
+    took_s = [simulation.step()[1] / plain_s for _ in range(12)]
+    assert max(took_s[:3]) < 2.2
+    assert max(took_s) < 4.4
+
+
+def test_a_single_sequence_has_long_drafts_within_some_steps() -> None:
+    simulation = Simulation(AdaptiveLength(), memory_bound, 0.97, 1)
+    assert max(simulation.step()[0] for _ in range(12)) > 6
+
+
+def test_steps_of_a_fixed_length_use_up_no_rest_of_an_adaptive_one() -> None:
+    simulation = Simulation(AdaptiveLength(), compute_bound, 0.5, 24)
+    simulation.looking_s = 0.1 * compute_bound(24, 24)
+    simulation.run(120)  # of which the last long rest has used up a few
+    simulation.set_policy(FixedLength(1))
+    simulation.run(100)
+    simulation.set_policy(AdaptiveLength())
+    num_asked = simulation.luck.num_asked
+    simulation.run(20)
+    assert simulation.luck.num_asked == num_asked
 
 
 def test_a_batch_that_fills_up_stops_speculation_at_once() -> None:
