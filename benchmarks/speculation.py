@@ -43,7 +43,7 @@ _LENGTHS: tuple[Length, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
 _MIN_PROMPTS = 8
 # Large batches say as much in fewer steps, but those are soon over: what the claims rest on takes more turns.
 _MANY_SEQUENCES = 16
-_NUM_TURNS, _NUM_TURNS_OF_MANY = 2, 4
+_NUM_TURNS, _NUM_TURNS_OF_MANY = 2, 8
 
 
 @dataclass(frozen=True, slots=True)

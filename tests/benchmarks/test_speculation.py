@@ -64,7 +64,7 @@ def test_a_row_adds_up_batches_and_takes_the_median_of_rounds() -> None:
     assert (figures["tokens_per_step"], figures["acceptance_rate"]) == (1.5, 0.5)
 
 
-@pytest.mark.parametrize(("num_prompts", "size", "num_claimed"), [(8, 4, 2), (16, 16, 4)])
+@pytest.mark.parametrize(("num_prompts", "size", "num_claimed"), [(8, 4, 2), (16, 16, 8)])
 def test_jobs_take_turns_after_each_batch_and_the_claimed_ones_several(
     num_prompts: int, size: int, num_claimed: int
 ) -> None:
