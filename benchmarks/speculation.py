@@ -125,18 +125,22 @@ def _turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: i
     """
     runs: list[list[list[Measured]]] = [[] for _ in jobs]
     num_turns = _NUM_TURNS if len(batches[0]) < _MANY_SEQUENCES else _NUM_TURNS_OF_MANY
-    turns = [
-        number
-        for number, job in enumerate(jobs)
-        for _ in range(num_turns if job.system == "outrider" and job.length in (0, "adaptive") else 1)
-    ]
     for turn in range(rounds):
         for run in runs:
             run.append([])
         for place, batch in enumerate(batches):
-            for number in random.Random(f"{turn} {place}").sample(turns, len(turns)):
+            for number in _order(jobs, num_turns, random.Random(f"{turn} {place}")):
                 runs[number][-1].append(jobs[number].run(batch))
     return runs
+
+
+def _order(jobs: Sequence[Job], num_turns: int, draw: random.Random) -> Iterator[int]:
+    """Each turn has every claimed job once and a share of the others, shuffled: what is compared runs close together."""
+    claimed = [number for number, job in enumerate(jobs) if job.system == "outrider" and job.length in (0, "adaptive")]
+    others = draw.sample(rest := [number for number in range(len(jobs)) if number not in claimed], len(rest))
+    for turn in range(num_turns):
+        part = claimed + others[turn::num_turns]
+        yield from draw.sample(part, len(part))
 
 
 def _batches(chosen: tuple[Prompt, ...], sequences: int) -> list[tuple[Prompt, ...]]:

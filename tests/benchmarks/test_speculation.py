@@ -84,8 +84,11 @@ def test_jobs_take_turns_after_each_batch_and_the_claimed_ones_several(
         [len(batches) * num_turns] * 2 for num_turns in (num_claimed, 1, num_claimed, 1)
     ]
     each = sorted(["fixed", "peer", *["plain"] * num_claimed, *["adaptive"] * num_claimed])
-    parts = [sorted(calls[start : start + len(each)]) for start in range(0, len(calls), len(each))]
-    assert parts == [each] * 2 * len(batches)
+    parts = [calls[start : start + len(each)] for start in range(0, len(calls), len(each))]
+    assert [sorted(part) for part in parts] == [each] * 2 * len(batches)
+    for part in parts:
+        claimed = [name for name in part if name in ("plain", "adaptive")]
+        assert all(len(set(claimed[start : start + 2])) == 2 for start in range(0, len(claimed), 2)), "in turn"
 
 
 def test_one_sequence_is_measured_on_several_prompts() -> None:
