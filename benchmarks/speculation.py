@@ -135,7 +135,7 @@ def _turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: i
 
 
 def _order(jobs: Sequence[Job], num_turns: int, draw: random.Random) -> Iterator[int]:
-    """Each turn has every claimed job once and a share of the others, shuffled: what is compared runs close together."""
+    """Every turn has each claimed job once, and a share of the others: what is compared runs close together."""
     claimed = [number for number, job in enumerate(jobs) if job.system == "outrider" and job.length in (0, "adaptive")]
     others = draw.sample(rest := [number for number in range(len(jobs)) if number not in claimed], len(rest))
     for turn in range(num_turns):
