@@ -11,11 +11,15 @@ a request is due pass in turns of the loop.
 
 Several rounds, since the machine is never quite idle: figures of each, with the cores that other processes kept busy
 meanwhile (a figure is worth something where they are few), and the median of the rounds.
+
+`--company`: a second gateway sends a request now and then. The first one cannot know any more that it is alone, and
+waits for Redis to confirm each claim.
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -31,6 +35,7 @@ import typer
 
 from benchmarks.environment import describe
 from engines.block_hash import BlockHash, extend_hashes, root_hash
+from gateway.process import begin_to_serve
 from gateway.routing.replica_router import ReplicaRouter, Routed
 from gateway.state.config import StateConfig
 from gateway.state.connection import StateClient
@@ -40,7 +45,8 @@ from gateway.state.prefix_index import PrefixIndex
 
 _BLOCK_SIZE = 64
 _COMMON_BLOCKS = 4
-_WARM_UP_S = 1.0
+_WARM_UP_S = 4.0  # until a gateway knows that it is alone, among others
+_POOL_TOKENS = 1 << 20
 _TIMER_S = 0.002
 
 
@@ -51,6 +57,8 @@ class Load:
         self.replicas = [f"replica-{number}" for number in range(num_replicas)]
         self._num_blocks = num_blocks
         self._rng = rng
+        # Prompts are cut from it: drawing each token anew takes longer than deciding.
+        self._pool = array("H", rng.randbytes(2 * _POOL_TOKENS)).tolist()
         self._common = self._fresh(_COMMON_BLOCKS)
         self._conversations = [self._prompt() for _ in range(num_conversations)]
 
@@ -75,7 +83,8 @@ class Load:
         return self._common + self._fresh(self._num_blocks - _COMMON_BLOCKS)
 
     def _fresh(self, num_blocks: int) -> list[int]:
-        return array("H", self._rng.randbytes(2 * num_blocks * _BLOCK_SIZE)).tolist()
+        start = self._rng.randrange(_POOL_TOKENS - num_blocks * _BLOCK_SIZE)
+        return self._pool[start : start + num_blocks * _BLOCK_SIZE]
 
 
 def block_hashes(token_ids: list[int]) -> list[BlockHash]:
@@ -106,7 +115,14 @@ class Round:
 
 
 async def measure(
-    url: str, num_replicas: int, num_blocks: int, rate: float, seconds: float, config: StateConfig | None = None
+    url: str,
+    num_replicas: int,
+    num_blocks: int,
+    rate: float,
+    seconds: float,
+    config: StateConfig | None = None,
+    *,
+    company: bool = False,
 ) -> Round:
     """One round, with a fleet of its own."""
     rng = random.Random(0)
@@ -118,6 +134,8 @@ async def measure(
     await _fill(PrefixIndex(publisher, config), load)
     router, measured = ReplicaRouter(state, _BLOCK_SIZE, rng=rng), Round(counts=state.counts)
     after: set[asyncio.Task[None]] = set()
+    another = asyncio.create_task(_keep_company(FleetState(publisher, config, "another"), load)) if company else None
+    begin_to_serve()
     start = time.perf_counter() + 0.1
     for number in range(int((seconds + _WARM_UP_S) * rate)):
         token_ids = load.next()
@@ -136,6 +154,9 @@ async def measure(
         task.add_done_callback(after.discard)
     await asyncio.gather(*after)
     await state.settled()
+    if another is not None:
+        another.cancel()
+        await asyncio.gather(another, return_exceptions=True)
     await client.close()
     await publisher.close()
     return measured
@@ -147,6 +168,15 @@ async def _fill(index: PrefixIndex, load: Load) -> None:
         held = load.held_by(number)
         for seq, first in enumerate(range(0, len(held), 256), 1):
             await index.apply(replica, "1", seq, held[first : first + 256])
+
+
+async def _keep_company(state: FleetState, load: Load) -> None:
+    """A request to everyone in turn, at a rate that decides nothing but is seen."""
+    for replica in itertools.cycle(load.replicas):
+        figures: dict[str, Any] = {"confirmed_blocks": 0, "new_tokens": 100, "prefill_rate": 1e4, "expected_s": 0.01}
+        reservation = state.reserve(replica, [], 100, **figures)
+        await asyncio.sleep(0.1)
+        state.finish(reservation, 0)
 
 
 async def _until(due: float) -> None:
@@ -203,6 +233,7 @@ def main(
     rate: Annotated[float, typer.Option(min=1, help="decisions a second")] = 200.0,
     seconds: Annotated[float, typer.Option(min=1, help="of a round")] = 10.0,
     rounds: Annotated[int, typer.Option(min=1)] = 5,
+    company: Annotated[bool, typer.Option("--company", help="a second gateway sends requests too")] = False,
     redis: Annotated[str | None, typer.Option(help="URL; default: an embedded server")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="last line of stdout: one JSON document")] = False,
 ) -> None:
@@ -214,12 +245,12 @@ def main(
         assert url is not None
         for _ in range(rounds):
             others = OthersUse(server.pid if server is not None else None)
-            measured = asyncio.run(measure(url, replicas, blocks, rate, seconds))
+            measured = asyncio.run(measure(url, replicas, blocks, rate, seconds, company=company))
             figures.append({**measured.document(), "others_cores": others.cores()})
     finally:
         if server is not None:
             server.stop()
-    setting = {"replicas": replicas, "blocks": blocks, "rate": rate, "seconds": seconds}
+    setting = {"replicas": replicas, "blocks": blocks, "rate": rate, "seconds": seconds, "company": company}
     document = {**setting, **medians(figures), "rounds": figures}
     print(json.dumps({**document, "environment": describe()}) if as_json else document)
 

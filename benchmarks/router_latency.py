@@ -33,6 +33,7 @@ from gateway.log import make_logger
 from gateway.metrics import Metrics
 from gateway.model_choice import ModelChooser
 from gateway.openai import ChatCompletionRequest
+from gateway.process import begin_to_serve
 from gateway.request_log import RequestLog
 from gateway.router_metrics import RouterMetrics
 from gateway.trace import Trace
@@ -132,6 +133,7 @@ async def _measure(
     metrics = Metrics("benchmark")
     lags: list[float] = []
     async with _chooser(config, metrics) as chooser:
+        begin_to_serve()
         watcher = asyncio.create_task(_watch(lags))
         tasks, due_s = [], time.perf_counter()
         for number, (text, gap) in enumerate(zip(prompts, gaps, strict=True)):

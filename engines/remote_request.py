@@ -37,6 +37,8 @@ def request_body(request: GenerateRequest, model: str, accepts_token_ids: bool) 
         body["cache_salt"] = request.cache_salt
     if request.user is not None:
         body["user"] = request.user
+    if request.session is not None:
+        body["prompt_cache_key"] = request.session
     return path, body
 
 

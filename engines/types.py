@@ -100,6 +100,7 @@ class GenerateRequest:
     `priority`: smaller runs first; equal priorities run first come, first served. `cache_salt` separates the prefix
     caches of tenants; `user` is passed on to remote servers and otherwise unused by engines. `prediction` is text that
     the client expects in the output, in the prompt's own kind: token ids, or text for engines that tokenize themselves.
+    `session` names what the request belongs to: of several replicas, the one that served its last request is preferred.
     """
 
     request_id: str
@@ -111,6 +112,7 @@ class GenerateRequest:
     user: str | None = None
     speculation: SpeculationParams = field(default_factory=SpeculationParams)
     prediction: TokenPrompt | TextPrompt | None = None
+    session: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from gateway.config import GatewayConfig, ModelConfig
 from gateway.deployments import EngineServer, HandleEngine
 from gateway.errors import ConfigError
 from gateway.http import make_app
+from gateway.process import begin_to_serve
 from gateway.receipt_shelf import Shared
 from gateway.routing.placements import placements_of
 from gateway.routing.placer import Placer, RoundRobin, ServesChoice
@@ -47,7 +48,7 @@ class IngressServer:
         # Called by Serve in the replica: an application holds sockets and locks, which do not travel.
         name = serve.get_replica_context().replica_id.unique_id
         engines = {model.name: self._engine(model, name) for model in self._config.models}
-        return make_app(
+        app = make_app(
             self._config,
             engines,
             name,
@@ -55,6 +56,8 @@ class IngressServer:
             shared_receipts=self._shared_receipts(),
             startup_wait_s=_STARTUP_WAIT_S,
         )
+        begin_to_serve()
+        return app
 
     def _engine(self, model: ModelConfig, name: str) -> HandleEngine:
         handle, routing = self._handles[model.name], self._config.routing

@@ -57,6 +57,7 @@ def engine_requests(
             user=request.end_user,
             speculation=request.drafting(),
             prediction=prediction,
+            session=request.prompt_cache_key,
         )
         for i, prompt in enumerate(prompts)
     ]

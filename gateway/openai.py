@@ -133,6 +133,9 @@ class _GenerationRequest(_Model):
     min_tokens: Count | None = None
     priority: int | None = Field(default=None, ge=-1000, le=1000, description="smaller runs first")
     cache_salt: str | None = Field(default=None, max_length=512, description="separates prefix caches")
+    prompt_cache_key: str | None = Field(
+        default=None, min_length=1, max_length=512, description="OpenAI's: requests with the same one share a replica"
+    )
     prediction: Prediction | None = Field(default=None, description="OpenAI's, though of chats alone there")
     speculation: Speculation | None = None
     receipt: bool | None = Field(default=None, description="put into the answer what was decided, and why")
@@ -223,7 +226,6 @@ class ChatCompletionRequest(_GenerationRequest):
     modalities: Annotated[JsonValue, only(["text"])] = None
     moderation: Refused = None
     parallel_tool_calls: Annotated[JsonValue, only(True)] = None
-    prompt_cache_key: Refused = None
     prompt_cache_options: Refused = None
     prompt_cache_retention: Annotated[JsonValue, only("in_memory")] = None
     reasoning_effort: Annotated[JsonValue, only("none")] = None

@@ -22,6 +22,7 @@ def explanation(explained: Explained | None, prompt_tokens: int) -> JsonObject:
         "chosen": decision.replica,
         "reason": decision.reason,
         "cached_tokens_expected": _expected(decision),
+        "session_was_at": explained.view.pinned,
         "candidates": [
             _candidate(candidate, expectation, expectation.replica == decision.replica)
             for candidate, expectation in zip(explained.candidates, decision.expectations, strict=True)

@@ -16,8 +16,9 @@ What counts is time to the first token, but not this request's alone. A replica'
             fill at the same speed live equally long, and a hot prefix finds a second home before its first one drowns.
 
 Two bounds set candidates aside while others are left: requests in flight, and recent work, both against the mean of
-the candidates. Ties are broken by a hash of the caller's salt and the replica's name (rendezvous): the hash of the
-first block that nobody holds sends the same new prefix to the same place from every gateway, a random salt is a draw.
+the candidates. A session stays where its last request went while that costs little more. Ties are broken by a hash of
+the caller's salt and the replica's name (rendezvous): the hash of the first block that nobody holds sends the same new
+prefix to the same place from every gateway, a random salt is a draw.
 
 Close relatives: Preble (arXiv 2407.00023) adds load, eviction and recomputation too; NVIDIA Dynamo and llm-d weigh
 overlap against load. `benchmarks/affinity.py` has the ablations.
@@ -64,6 +65,7 @@ class ReplicaRequest:
     tie_salt: bytes
     holders: tuple[tuple[int, int], ...] = ()  # (depth, replicas of the fleet whose match ends there)
     heat: tuple[tuple[int, float], ...] = ()  # (depth, recent requests for the block that ends there)
+    pinned: str | None = None  # where the session's last request went
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class ChoiceWeights:
     kv_barrier_s: float = 0.15  # times k / (1 - k)
     full_trust: float = 0.9  # claims of a replica that keeps this share of its promises are taken whole
     tie_band: float = 0.01  # scores as close as this are equal
+    pin_slack_s: float = 0.1  # a session stays where it was while that costs at most so much more
     rate_band: float = 0.2  # learned rates as close to the mean are the mean: a mix of short prompts looks slow
     default_prefill_rate: float = 4000.0  # tokens/s, where no replica has shown one
 
@@ -138,6 +141,9 @@ def _best(request: ReplicaRequest, expectations: Sequence[Expectation], weights:
     if not pool:
         return None
     lowest = min(each.score for each in pool)
+    pinned = next((each for each in pool if each.replica == request.pinned), None)
+    if pinned is not None and pinned.score <= lowest + weights.pin_slack_s:
+        return pinned
     ties = [each for each in pool if each.score <= lowest * (1 + weights.tie_band)]
     return ties[0] if len(ties) == 1 else max(ties, key=lambda each: _draw(request.tie_salt, each.replica))
 

@@ -80,14 +80,18 @@ class ReplicaRouter:
         prompt_tokens: int,
         replicas: Sequence[str],
         unhealthy: frozenset[str] = frozenset(),
+        session: BlockHash | None = None,
     ) -> Routed | None:
-        """Place a request on one of `replicas`, and count it there; None if none of them may be used."""
+        """Place a request on one of `replicas`, and count it there; None if none of them may be used.
+
+        `session` stands for what the request belongs to, if the client has said so.
+        """
         considered = self._sample(replicas)
         for tries_left in reversed(range(_MAX_TRIES)):
-            explained = await self.explain(hashes, prompt_tokens, considered, replicas, unhealthy)
+            explained = await self.explain(hashes, prompt_tokens, considered, replicas, unhealthy, session)
             if explained.decision.replica is None:
                 return None
-            reservation = await self._hold(explained, hashes, explained.decision.replica, may_refuse=tries_left > 0)
+            reservation = await self._hold(explained, hashes, session, may_refuse=tries_left > 0)
             if reservation is not None:
                 expected_s = explained.decision.expectation(reservation.replica).expected_s
                 self._typical_s += _TYPICAL_SHARE * (expected_s - self._typical_s)
@@ -101,9 +105,10 @@ class ReplicaRouter:
         considered: Sequence[str],
         replicas: Sequence[str],
         unhealthy: frozenset[str] = frozenset(),
+        session: BlockHash | None = None,
     ) -> Explained:
         """The decision among `considered` and those of `replicas` that hold most of the prompt. Changes nothing."""
-        view = await self.state.look(hashes, considered, self._max_holders)
+        view = await self.state.look(hashes, considered, self._max_holders, session)
         request = ReplicaRequest(
             prompt_tokens,
             self._block_size,
@@ -111,6 +116,7 @@ class ReplicaRouter:
             self._tie_salt(hashes, view),
             holders=view.holders,
             heat=view.heat,
+            pinned=view.pinned,
         )
         known = set(replicas)  # Redis may still know replicas that are gone
         candidates = tuple(
@@ -121,9 +127,11 @@ class ReplicaRouter:
         return Explained(choose_replica(request, candidates, self._weights), request, candidates, view)
 
     async def _hold(
-        self, explained: Explained, hashes: Sequence[BlockHash], replica: str, may_refuse: bool
+        self, explained: Explained, hashes: Sequence[BlockHash], session: BlockHash | None, may_refuse: bool
     ) -> Reservation | None:
-        """A place on `replica`; None if somebody was quicker."""
+        """A place on the chosen replica; None if somebody was quicker."""
+        replica = explained.decision.replica
+        assert replica is not None
         chosen, seen = explained.decision.expectation(replica), explained.view.replicas[replica]
         return await self.state.claim(
             replica,
@@ -134,6 +142,7 @@ class ReplicaRouter:
             new_tokens=chosen.new_tokens,
             prefill_rate=chosen.new_tokens / chosen.prefill_s,
             expected_s=chosen.expected_s,
+            session=session,
         )
 
     def _sample(self, replicas: Sequence[str]) -> Sequence[str]:

@@ -73,13 +73,13 @@ class WarmPlacer:
         """See Placer.place."""
         assert self._router is not None, "placing before open"
         began = time.perf_counter()
-        hashes, prompt_tokens = self._hashes(request), _prompt_tokens(request)
+        hashes, prompt_tokens, session = self._hashes(request), _prompt_tokens(request), _session(request)
         replicas = [name for name in self.placements.replicas if name not in avoid]
-        routed = await self._router.route(hashes, prompt_tokens, replicas) if replicas else None
+        routed = await self._router.route(hashes, prompt_tokens, replicas, session=session) if replicas else None
         entry.pop("placed_by_serve", None)
         entry |= explanation(None if routed is None else routed.explained, prompt_tokens)
         self.counts.decided(time.perf_counter() - began, routed)
-        return WarmSeat(self, request.request_id, hashes, prompt_tokens, routed, avoid, entry)
+        return WarmSeat(self, request, hashes, prompt_tokens, routed, avoid, entry)
 
     async def explain(self, request: GenerateRequest) -> JsonObject:
         """See Placer.explain."""
@@ -88,7 +88,9 @@ class WarmPlacer:
         if not replicas:
             return explanation(None, prompt_tokens)
         considered = replicas[: self._routing.num_sampled]
-        return explanation(await self._router.explain(hashes, prompt_tokens, considered, replicas), prompt_tokens)
+        session = _session(request)
+        explained = await self._router.explain(hashes, prompt_tokens, considered, replicas, session=session)
+        return explanation(explained, prompt_tokens)
 
     def has_other(self, avoid: frozenset[str]) -> bool:
         """See Placer.has_other."""
@@ -115,7 +117,7 @@ class WarmSeat:
     def __init__(
         self,
         placer: WarmPlacer,
-        request_id: str,
+        request: GenerateRequest,
         hashes: Sequence[BlockHash],
         prompt_tokens: int,
         routed: Routed | None,
@@ -123,7 +125,8 @@ class WarmSeat:
         entry: JsonObject,
     ) -> None:
         self._placer = placer
-        self._request_id = request_id
+        self._request_id = request.request_id
+        self._session = _session(request)
         self._hashes = hashes
         self._prompt_tokens = prompt_tokens
         self._routed = routed
@@ -132,7 +135,7 @@ class WarmSeat:
         self._num_output_tokens = 0
         self._is_over = False
         self._loop = asyncio.get_running_loop()
-        placer.placements.make_wish(request_id, Wish(self.replica, avoid, self._on_placed))
+        placer.placements.make_wish(request.request_id, Wish(self.replica, avoid, self._on_placed))
 
     @property
     def replica(self) -> str | None:
@@ -182,6 +185,7 @@ class WarmSeat:
             new_tokens=new_tokens,
             prefill_rate=rate,
             expected_s=new_tokens / rate,
+            session=self._session,
         )
 
     def _expected_at(self, replica: str) -> tuple[int, float]:
@@ -196,3 +200,8 @@ class WarmSeat:
 def _prompt_tokens(request: GenerateRequest) -> int:
     """One where the engine alone can count them: then load is counted in requests."""
     return len(request.prompt.token_ids) if isinstance(request.prompt, TokenPrompt) else 1
+
+
+def _session(request: GenerateRequest) -> BlockHash | None:
+    """What stands for the request's session in the state: each tenant's are its own."""
+    return None if request.session is None else root_hash("session", request.session, salt=request.cache_salt)

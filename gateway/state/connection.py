@@ -4,9 +4,6 @@ A decision must not wait for a state that is slow: an answer that takes longer t
 or several slow answers in a row, callers are refused at once for a pause that doubles, so that an outage costs a
 decision nothing; the first call after the pause is the probe, and its success ends the outage.
 
-Connections are redis-py's, with its addresses, passwords and TLS, but commands are packed here and sent on them
-directly: its general path costs more than Redis needs for the longest of our questions.
-
 Scripts address keys that they compute, so that one call can look at as much as a decision needs: a single Redis (with
 replicas for failover), not a Redis Cluster.
 """
@@ -17,21 +14,24 @@ import asyncio
 import hashlib
 import os
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import RedisError, ResponseError
 
+from gateway.state.channel import Answers, Channel
 from gateway.state.config import StateConfig
 from gateway.state.errors import StateUnavailableError
 from gateway.state.wire import Argument, head, pack
 
 Clock = Callable[[], int]
+_T = TypeVar("_T")
+_TIME = pack("TIME")
 
 # After this long nothing is expected any more, of a connection either.
 _PATIENCE_S = 2.0
@@ -78,12 +78,14 @@ class StateClient:
         if config.password_env and password is None:
             raise StateUnavailableError(f"the environment variable {config.password_env} is not set")
         self._redis = Redis.from_url(url, password=password, retry=Retry(NoBackoff(), 0), socket_timeout=None)
-        self._idle: list[AbstractConnection] = []
+        self._channel: Channel | None = None
+        self._dialling: asyncio.Task[Channel] | None = None
         self.prefix = f"{config.namespace}:{{{fleet}}}"
         self._clock = clock
         self._config = config
         self._timeout_s = timeout_s or config.timeout_s
-        self._late: set[asyncio.Task[Any]] = set()
+        self._known: set[str] = set()  # scripts that Redis had when it was last asked
+        self._aside: set[asyncio.Task[None]] = set()
         self._patience_s = max(_PATIENCE_S, self._timeout_s)
         self._slow = 0
         self._pause_s = 0.0
@@ -99,110 +101,148 @@ class StateClient:
         """Open a connection without the haste of a decision. Raises StateUnavailableError."""
         try:
             async with asyncio.timeout(self._patience_s):
-                await self._exchange(pack("PING"))
+                channel = self._channel if self._is_connected else await asyncio.shield(self._dial())
+                assert channel is not None
+                await channel.send(pack("PING"))
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             raise self._failed(str(error) or f"no answer within {self._patience_s:g} s") from error
         self._pause_s = self._closed_until = 0.0
 
     async def run(self, script: Script, *arguments: Argument) -> Any:
         """The script's answer, strings as bytes. Raises StateUnavailableError."""
-        now = "" if self._clock is None else self._clock()
-        return await self._in_time(self._evaluate(script, (self.prefix, now, *arguments)))
+        full = self._full(arguments)
+        try:
+            return (await self._ask(pack("EVALSHA", script.sha, 0, *full)))[0]
+        except _UnknownScriptError:  # the first use, or Redis was restarted
+            answer = (await self._ask(pack("EVAL", script.source, 0, *full)))[0]
+            self._known.add(script.sha)
+            return answer
+
+    def tell(self, script: Script, *arguments: Argument, done: Callable[[bool], None]) -> None:
+        """Run a script whose answer nobody waits for; `done` hears whether it ran. Never raises."""
+        if not self.available:
+            done(False)
+            return
+        channel = self._channel
+        if channel is None or not channel.is_open or script.sha not in self._known:
+            self._run_aside(script, arguments, done)
+            return
+
+        def answered(future: asyncio.Future[Answers]) -> None:
+            error = None if future.cancelled() else future.exception()
+            if isinstance(error, ResponseError) and _is_unknown_script(error):
+                self._known.discard(script.sha)
+                self._run_aside(script, arguments, done)
+            else:
+                done(not future.cancelled() and error is None)
+
+        packed = pack("EVALSHA", script.sha, 0, *self._full(arguments))
+        channel.send(packed, at_once=False).add_done_callback(answered)
 
     async def values(self, packed_keys: bytes, count: int) -> tuple[int, list[bytes | None]]:
         """The time (ms), and the strings at `count` keys at that time. Raises StateUnavailableError."""
-        answer: tuple[int, list[bytes | None]] = await self._in_time(self._values(packed_keys, count))
-        return answer
+        mget = head(b"MGET", count) + packed_keys
+        if self._clock is not None:
+            return self._clock(), (await self._ask(mget))[0]
+        (seconds, micros), values = await self._ask(_TIME + mget, 2)
+        return int(seconds) * 1000 + int(micros) // 1000, values
 
     async def command(self, *words: Argument) -> Any:
         """A plain command's answer. Raises StateUnavailableError."""
-        return (await self._in_time(self._exchange(pack(*words))))[0]
+        return (await self._ask(pack(*words)))[0]
 
-    async def _in_time(self, question: Coroutine[Any, Any, Any]) -> Any:
+    async def close(self) -> None:
+        aside = [*self._aside, *([self._dialling] if self._dialling else [])]
+        for task in aside:
+            task.cancel()
+        await asyncio.gather(*aside, return_exceptions=True)
+        if self._channel is not None:
+            await self._channel.close()
+        await self._redis.aclose()
+
+    @property
+    def _is_connected(self) -> bool:
+        return self._channel is not None and self._channel.is_open
+
+    def _full(self, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
+        return (self.prefix, "" if self._clock is None else self._clock(), *arguments)
+
+    def _run_aside(self, script: Script, arguments: tuple[Argument, ...], done: Callable[[bool], None]) -> None:
+        async def run() -> None:
+            try:
+                await self.run(script, *arguments)
+            except StateUnavailableError:
+                done(False)
+            else:
+                done(True)
+
+        task = asyncio.ensure_future(run())
+        self._aside.add(task)
+        task.add_done_callback(self._aside.discard)
+
+    async def _ask(self, commands: bytes, num_answers: int = 1) -> Answers:
+        """The answers to packed commands that are sent together, if they come in time."""
         if not self.available:
-            question.close()
             raise StateUnavailableError("the shared state failed a moment ago")
-        task = asyncio.ensure_future(question)
         try:
-            # Not asyncio.timeout: after a stall of the event loop that gives up on answers that have already come.
-            await asyncio.wait({task}, timeout=self._timeout_s)
-        except asyncio.CancelledError:
-            self._leave(task)
-            raise
-        if not task.done():
-            self._leave(task)
-            raise self._too_slow()
-        try:
-            answer = task.result()
+            answers = await self._ask_channel(commands, num_answers)
+        except TimeoutError as error:
+            raise self._too_slow() from error
+        except ResponseError as error:
+            if _is_unknown_script(error):
+                raise _UnknownScriptError from error
+            raise self._failed(str(error)) from error
         except (RedisError, OSError) as error:
             raise self._failed(str(error)) from error
         self._slow, self._pause_s = 0, 0.0
-        return answer
-
-    async def close(self) -> None:
-        for task in self._late:
-            task.cancel()
-        await asyncio.gather(*self._late, return_exceptions=True)
-        await self._hang_up()
-        await self._redis.aclose()
-
-    def _leave(self, task: asyncio.Task[Any]) -> None:
-        """Let a late call end by itself, if it does: a new connection may take longer than a decision may wait, and
-        cancelling it each time would never get one."""
-        self._late.add(task)
-        asyncio.get_running_loop().call_later(self._patience_s, task.cancel)
-        task.add_done_callback(self._forget)
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._late.discard(task)
-        if not task.cancelled():
-            task.exception()  # was reported when the call was given up
-
-    async def _evaluate(self, script: Script, arguments: tuple[Argument, ...]) -> Any:
-        try:
-            return (await self._exchange(pack("EVALSHA", script.sha, 0, *arguments)))[0]
-        except NoScriptError:  # the first use, or Redis was restarted
-            return (await self._exchange(pack("EVAL", script.source, 0, *arguments)))[0]
-
-    async def _values(self, packed_keys: bytes, count: int) -> tuple[int, list[bytes | None]]:
-        mget = head(b"MGET", count) + packed_keys
-        if self._clock is not None:
-            return self._clock(), (await self._exchange(mget))[0]
-        (seconds, micros), values = await self._exchange(pack("TIME"), mget)
-        return int(seconds) * 1000 + int(micros) // 1000, values
-
-    async def _exchange(self, *commands: bytes) -> list[Any]:
-        """The answers to packed commands that are sent together."""
-        if self._idle:
-            try:
-                return await self._exchange_on(self._idle.pop(), commands)
-            except RedisConnectionError:
-                await self._hang_up()  # closed while nobody used it, and the other idle ones with it
-        return await self._exchange_on(self._new_connection(), commands)
-
-    async def _exchange_on(self, connection: AbstractConnection, commands: tuple[bytes, ...]) -> list[Any]:
-        is_clean = False  # nothing on its way that somebody else would take for an answer to him
-        try:
-            await connection.send_packed_command(b"".join(commands))
-            answers = [await connection.read_response() for _ in commands]
-            is_clean = True
-        except ResponseError:
-            is_clean = len(commands) == 1
-            raise
-        finally:
-            if is_clean:
-                self._idle.append(connection)
-            else:
-                await connection.disconnect(nowait=True)
         return answers
 
-    def _new_connection(self) -> AbstractConnection:
-        connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        return connection
+    async def _ask_channel(self, commands: bytes, num_answers: int) -> Answers:
+        if self._is_connected:
+            assert self._channel is not None
+            try:
+                return await self._wait(self._channel.send(commands, num_answers))
+            except RedisConnectionError:
+                pass  # closed while nobody used it, as far as can be known
+        channel = await self._wait(self._dial())
+        return await self._wait(channel.send(commands, num_answers))
 
-    async def _hang_up(self) -> None:
-        while self._idle:
-            await self._idle.pop().disconnect(nowait=True)
+    async def _wait(self, future: asyncio.Future[_T]) -> _T:
+        """Its result, within `timeout_s`: raises TimeoutError."""
+        loop, waiter = asyncio.get_running_loop(), future
+        if isinstance(future, asyncio.Task):  # goes on for the next caller
+            waiter = asyncio.shield(future)
+        # Not asyncio.timeout: after a stall of the event loop that gives up on answers that have already come.
+        timer = loop.call_later(self._timeout_s, _give_up, waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+
+    def _dial(self) -> asyncio.Task[Channel]:
+        """The attempt to connect that is under way: it may take longer than a decision may wait, and cancelling it
+        each time would never get a connection."""
+        if self._dialling is None:
+            self._dialling = asyncio.ensure_future(self._open())
+            self._dialling.add_done_callback(self._dialled)
+        return self._dialling
+
+    def _dialled(self, task: asyncio.Task[Channel]) -> None:
+        self._dialling = None
+        if not task.cancelled() and task.exception() is None:
+            self._channel = task.result()
+
+    async def _open(self) -> Channel:
+        if self._channel is not None:
+            await self._channel.close()
+        connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
+        try:
+            async with asyncio.timeout(self._patience_s):
+                await connection.connect()
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
+        return Channel(connection, self._patience_s)
 
     def _too_slow(self) -> StateUnavailableError:
         self._slow += 1
@@ -217,3 +257,16 @@ class StateClient:
         self._pause_s = min(max(self._config.retry_s, 2 * self._pause_s), self._config.max_retry_s)
         self._closed_until = time.monotonic() + self._pause_s
         return StateUnavailableError(f"the shared state is unavailable: {reason}")
+
+
+class _UnknownScriptError(Exception):
+    """Redis has never seen the script, or forgot it."""
+
+
+def _is_unknown_script(error: ResponseError) -> bool:
+    return str(error).startswith("NOSCRIPT")
+
+
+def _give_up(future: asyncio.Future[Any]) -> None:
+    if not future.done():
+        future.set_exception(TimeoutError())

@@ -8,6 +8,7 @@ versions and sums do not care.
 from __future__ import annotations
 
 import asyncio
+import functools
 import hashlib
 import math
 import time
@@ -15,8 +16,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from engines.block_hash import BlockHash
+from gateway.state.company import Company
 from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
+from gateway.state.depths import asked_depths, heat_depths
 from gateway.state.errors import StateUnavailableError
 from gateway.state.fleet_view import FleetView
 from gateway.state.load import LoadLedger, Reservation, Totals
@@ -56,18 +59,24 @@ class FleetState:
         self._lease_ms = math.ceil(config.load_lease_s * 1000)
         self._ledger = LoadLedger()
         self._local = LocalView(self._ledger)
-        self._telling: set[asyncio.Task[None]] = set()
+        self._company = Company()
+        self._num_telling = 0
+        self._settled = asyncio.Event()
+        self._settled.set()
         self.counts = StateCounts()
 
-    async def look(self, hashes: Sequence[BlockHash], replicas: Sequence[str], max_holders: int) -> FleetView:
-        """`replicas`, and up to `max_holders` more that hold most of the prompt."""
+    async def look(
+        self, hashes: Sequence[BlockHash], replicas: Sequence[str], max_holders: int, session: BlockHash | None = None
+    ) -> FleetView:
+        """`replicas`, up to `max_holders` more that hold most of the prompt, and the one that `session` was sent to."""
         self.counts.looks += 1
         try:
-            view = await self._reader.look(hashes, replicas, max_holders)
+            view = await self._reader.look(hashes, replicas, max_holders, session)
         except StateUnavailableError:
             self.counts.local_looks += 1
-            return self._local.look(hashes, replicas, max_holders, self._clock())
+            return self._local.look(hashes, replicas, max_holders, self._clock(), session)
         self._local.remember(view)
+        self._company.look(view.replicas.values(), self._clock())
         return view
 
     def reserve(
@@ -80,11 +89,18 @@ class FleetState:
         new_tokens: int,
         prefill_rate: float,
         expected_s: float,
+        session: BlockHash | None = None,
     ) -> Reservation:
         """Count the request at `replica`, and foretell that it will hold `hashes` beyond the confirmed ones."""
         reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock())
-        self._report(CLAIM, replica, self._ledger.add(reservation), *self._claim(reservation, sends=-1))
-        self._foretell(reservation, hashes, confirmed_blocks, expected_s)
+        self._company.sending(replica)
+        figures = self._figures(self._ledger.add(reservation))
+        self._tell(
+            CLAIM,
+            *(self._gateway, replica, *figures, *self._claim(reservation, sends=-1)),
+            done=functools.partial(self._company.sent, replica),
+        )
+        self._foretell(reservation, hashes, confirmed_blocks, expected_s, session)
         return reservation
 
     async def claim(
@@ -98,12 +114,18 @@ class FleetState:
         new_tokens: int,
         prefill_rate: float,
         expected_s: float,
+        session: BlockHash | None = None,
     ) -> Reservation | None:
         """`reserve`, unless more than `sends` requests were sent to `replica` by now: then None, and nothing changes.
 
         Where Redis does not say so in time, or `sends` is None, the request is reserved. Cancelling reserves nothing.
+        A gateway that has been alone for a while knows by itself, and does not wait for Redis.
         """
-        if sends is None:
+        is_alone = self._company.is_alone(self._clock())
+        if is_alone and sends is not None and sends != self._company.sends(replica):
+            self.counts.overtaken += 1
+            return None
+        if sends is None or is_alone:
             return self.reserve(
                 replica,
                 hashes,
@@ -112,24 +134,29 @@ class FleetState:
                 new_tokens=new_tokens,
                 prefill_rate=prefill_rate,
                 expected_s=expected_s,
+                session=session,
             )
         reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock())
-        totals = self._ledger.add(reservation)
-        figures = (totals.version, totals.queued_tokens, totals.in_flight, self._lease_ms)
-        arguments = (self._gateway, replica, *figures, *self._claim(reservation, sends))
+        self._company.sending(replica)
+        figures = self._figures(self._ledger.add(reservation))
+        has_counted = False
         try:
-            is_first = await self._client.run(CLAIM, *arguments)
+            is_first = has_counted = bool(
+                await self._client.run(CLAIM, self._gateway, replica, *figures, *self._claim(reservation, sends))
+            )
         except StateUnavailableError:
             self.counts.failed_reports += 1
             is_first = True
         except asyncio.CancelledError:
             self.finish(reservation, 0)
             raise
+        finally:
+            self._company.sent(replica, has_counted)
         if not is_first:
             self.counts.overtaken += 1
             self.finish(reservation, 0)  # takes it out of totals that may have been told meanwhile
             return None
-        self._foretell(reservation, hashes, confirmed_blocks, expected_s)
+        self._foretell(reservation, hashes, confirmed_blocks, expected_s, session)
         return reservation
 
     def first_token(self, reservation: Reservation, cached_tokens: int) -> None:
@@ -164,7 +191,10 @@ class FleetState:
         for replica, totals in self._ledger.busy():
             figures += [replica, totals.version, totals.queued_tokens, totals.in_flight]
         if figures:
-            await self._send(HEARTBEAT, self._gateway, self._lease_ms, *figures)
+            try:
+                await self._client.run(HEARTBEAT, self._gateway, self._lease_ms, *figures)
+            except StateUnavailableError:
+                self.counts.failed_reports += 1  # the next one says it all again
 
     def in_flight(self, replica: str) -> int:
         """Requests that this gateway has there."""
@@ -173,36 +203,60 @@ class FleetState:
     def forget(self, replica: str) -> None:
         """It is gone from the fleet."""
         self._local.forget(replica)
+        self._company.forget(replica)
 
     async def settled(self) -> None:
         """Wait until everything that was to be told has been, or has failed."""
-        while self._telling:
-            await asyncio.wait(self._telling)
+        await self._settled.wait()
 
     def _claim(self, reservation: Reservation, sends: int) -> tuple[Argument, ...]:
         half_life_ms = int(self._config.recent_half_life_s * 1000)
         return sends, reservation.new_tokens, reservation.prefill_rate, half_life_ms
 
     def _foretell(
-        self, reservation: Reservation, hashes: Sequence[BlockHash], confirmed_blocks: int, expected_s: float
+        self,
+        reservation: Reservation,
+        hashes: Sequence[BlockHash],
+        confirmed_blocks: int,
+        expected_s: float,
+        session: BlockHash | None,
     ) -> None:
-        self._local.sent(reservation.replica, hashes, reservation.sent_at)
-        # Until the engine confirms, which is soon after the first token.
-        predicted_s = min(self._config.predicted_ttl_s + expected_s, self._config.max_predicted_ttl_s)
-        heat_ms = int(self._config.heat_s * 1000)
-        self._tell(FORETELL, reservation.replica, int(predicted_s * 1000), heat_ms, confirmed_blocks, b"".join(hashes))
+        """Say who will hold what: after the decision, which need not wait for it."""
+
+        def foretell() -> None:
+            self._local.sent(reservation.replica, hashes, reservation.sent_at, session)
+            # Until the engine confirms, which is soon after the first token.
+            predicted_s = min(self._config.predicted_ttl_s + expected_s, self._config.max_predicted_ttl_s)
+            figures = int(predicted_s * 1000), int(self._config.heat_s * 1000)
+            predicted = (hashes[depth - 1] for depth in asked_depths(len(hashes)) if depth > confirmed_blocks)
+            counted = (hashes[depth - 1] for depth in heat_depths(len(hashes)))
+            blocks = b"".join(predicted), b"".join(counted)
+            session_ms = int(self._config.session_ttl_s * 1000)
+            self._tell(FORETELL, reservation.replica, *figures, *blocks, session or b"", session_ms)
+            self._told(None, True)
+
+        self._begin_telling()
+        asyncio.get_running_loop().call_soon(foretell)
 
     def _report(self, script: Script, replica: str, totals: Totals, *further: Argument) -> None:
-        figures = (totals.version, totals.queued_tokens, totals.in_flight, self._lease_ms)
-        self._tell(script, self._gateway, replica, *figures, *further)
+        self._tell(script, self._gateway, replica, *self._figures(totals), *further)
 
-    def _tell(self, script: Script, *arguments: Argument) -> None:
-        task = asyncio.ensure_future(self._send(script, *arguments))
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+    def _figures(self, totals: Totals) -> tuple[Argument, ...]:
+        return totals.version, totals.queued_tokens, totals.in_flight, self._lease_ms
 
-    async def _send(self, script: Script, *arguments: Argument) -> None:
-        try:
-            await self._client.run(script, *arguments)
-        except StateUnavailableError:
-            self.counts.failed_reports += 1  # the next report says it all again
+    def _tell(self, script: Script, *arguments: Argument, done: Callable[[bool], None] | None = None) -> None:
+        self._begin_telling()
+        self._client.tell(script, *arguments, done=functools.partial(self._told, done))
+
+    def _begin_telling(self) -> None:
+        self._num_telling += 1
+        self._settled.clear()
+
+    def _told(self, done: Callable[[bool], None] | None, succeeded: bool) -> None:
+        self._num_telling -= 1
+        if not self._num_telling:
+            self._settled.set()
+        if not succeeded:
+            self.counts.failed_reports += 1
+        if done is not None:
+            done(succeeded)

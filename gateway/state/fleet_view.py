@@ -31,6 +31,7 @@ class FleetView:
     replicas: dict[str, ReplicaState]
     holders: tuple[tuple[int, int], ...] = ()  # (depth, replicas whose match ends there), ascending, depth > 0
     heat: tuple[tuple[int, float], ...] = ()  # (depth, recent requests for that block), ascending
+    pinned: str | None = None  # where the session's last request went
     source: str = "shared"  # or "local": what this gateway knows by itself
     matched_blocks: int = field(init=False, default=0)
 

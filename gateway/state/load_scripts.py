@@ -18,9 +18,6 @@ from gateway.state.record import RECORD_LUA
 # Observed rates and hits are sums that forget one part in 200 with each request. Ratios of sums, since a mean of
 # ratios would let short requests, which are mostly overhead, outvote long ones.
 _KEEP = 0.995
-# Popularity is counted at these depths only: two per octave say enough about where a common prefix ends.
-HEAT_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-
 # ARGV: gateway, replica, version, queued_tokens, in_flight, lease_ms
 _ACCOUNT = (
     RECORD_LUA
@@ -51,16 +48,15 @@ return 1
 
 FORETELL = Script(
     RECORD_LUA
-    + f"""
--- ARGV: replica, predicted_ttl_ms, heat_ms, confirmed_blocks, hashes
-local ttl, heat_ms, hashes = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[7]
-local num_hashes = #hashes / 16
+    + """
+-- ARGV: replica, predicted_ttl_ms, heat_ms, hashes that it will hold, hashes to count, session or '', session_ttl_ms
+local ttl, heat_ms, predicted, counted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7]
 local r = read_record(ARGV[3])
 if r[SLOT] > 0 then
   local slot = r[SLOT] - 1
   local mine = struct.pack('<I2I8', slot, now + ttl)
-  for i = tonumber(ARGV[6]) + 1, num_hashes do
-    local key = key_of(':p:', hashes, i)
+  for i = 1, #predicted / 16 do
+    local key = key_of(':p:', predicted, i)
     if not redis.call('SET', key, mine, 'PX', ttl, 'NX') then
       local others, known = '', redis.call('GET', key)
       for at = 1, #known, 10 do
@@ -72,9 +68,10 @@ if r[SLOT] > 0 then
   end
 end
 
-for _, depth in ipairs({{{", ".join(map(str, HEAT_DEPTHS))}}}) do
-  if depth > num_hashes then break end
-  local key, count = key_of(':h:', hashes, depth), 1
+if ARGV[8] ~= '' then redis.call('SET', ns .. ':s:' .. ARGV[8], ARGV[3], 'PX', ARGV[9]) end
+
+for i = 1, #counted / 16 do
+  local key, count = key_of(':h:', counted, i), 1
   local known = redis.call('GET', key)
   if known then
     local before, at = struct.unpack('<dI8', known)

@@ -12,6 +12,7 @@ from gateway.state.load import LoadLedger
 # Without an engine's word a claim is a guess; routers that only guess let theirs live for about two minutes.
 _BELIEF_S = 120.0
 _MAX_BLOCKS = 100_000
+_MAX_SESSIONS = 10_000
 
 
 class LocalView:
@@ -21,10 +22,16 @@ class LocalView:
         self._ledger = ledger
         self._max_blocks = max_blocks
         self._beliefs: OrderedDict[BlockHash, dict[str, float]] = OrderedDict()
+        self._sessions: OrderedDict[BlockHash, str] = OrderedDict()
         self._seen: dict[str, ReplicaState] = {}
 
-    def sent(self, replica: str, hashes: Iterable[BlockHash], now: float) -> None:
-        """`replica` will hold these blocks."""
+    def sent(self, replica: str, hashes: Iterable[BlockHash], now: float, session: BlockHash | None = None) -> None:
+        """`replica` will hold these blocks, and has the session."""
+        if session is not None:
+            self._sessions[session] = replica
+            self._sessions.move_to_end(session)
+            if len(self._sessions) > _MAX_SESSIONS:
+                self._sessions.popitem(last=False)
         beliefs, until = self._beliefs, now + _BELIEF_S
         for block in hashes:
             known = beliefs.get(block)
@@ -46,16 +53,24 @@ class LocalView:
         for holders in self._beliefs.values():
             holders.pop(replica, None)
 
-    def look(self, hashes: Sequence[BlockHash], replicas: Iterable[str], max_holders: int, now: float) -> FleetView:
-        """`replicas` and the deepest holders as this gateway knows them: its own load, and predictions only."""
+    def look(
+        self,
+        hashes: Sequence[BlockHash],
+        replicas: Iterable[str],
+        max_holders: int,
+        now: float,
+        session: BlockHash | None = None,
+    ) -> FleetView:
+        """As FleetReader.look, as far as this gateway knows: its own load, and predictions only."""
         depths = self._depths(hashes, now)
         counts: dict[int, int] = {}
         for depth in depths.values():
             counts[depth] = counts.get(depth, 0) + 1
         deepest = sorted(depths, key=depths.__getitem__, reverse=True)[:max_holders]
-        names = dict.fromkeys((*deepest, *replicas))
+        pinned = None if session is None else self._sessions.get(session)
+        names = dict.fromkeys((*deepest, *replicas, *([pinned] if pinned else [])))
         states = {replica: self._state(replica, depths.get(replica, 0)) for replica in names}
-        return FleetView(replicas=states, holders=tuple(sorted(counts.items())), source="local")
+        return FleetView(replicas=states, holders=tuple(sorted(counts.items())), pinned=pinned, source="local")
 
     def _depths(self, hashes: Sequence[BlockHash], now: float) -> dict[str, int]:
         depths: dict[str, int] = {}

@@ -40,20 +40,24 @@ class PrefixMatch:
 
 
 def match_prefix(
-    live: bytes, blocks: Sequence[bytes | None], predictions: Sequence[bytes | None], now: int
+    live: bytes,
+    depths: Sequence[int],
+    blocks: Sequence[bytes | None],
+    predictions: Sequence[bytes | None],
+    now: int,
 ) -> PrefixMatch:
-    """Of the slots in `live`. `blocks` are bitmaps, `predictions` joined pairs; both of the prompt's blocks in order.
+    """Of the slots in `live`. `blocks` are bitmaps and `predictions` joined pairs, of the prompt's blocks at `depths`.
 
-    `now` is in ms.
+    Each stands for those between it and the one before. `now` is in ms.
     """
     width, match = len(live), PrefixMatch()
     confirmed = predicted = int.from_bytes(live, "big")
     depth = 0
     previous_block: bytes | None = live
     previous_sent: bytes | None = None
-    for block, sent in zip(blocks, predictions, strict=True):
+    for next_depth, block, sent in zip(depths, blocks, predictions, strict=True):
         if block == previous_block and sent == previous_sent:
-            depth += 1
+            depth = next_depth
             continue
         holders = _bits(block, width)
         confirmed = _keep(confirmed, holders, depth, width, match.confirmed)
@@ -62,7 +66,7 @@ def match_prefix(
         predicted = _keep(predicted, holders, depth, width, match.predicted)
         if not predicted:
             break
-        depth, previous_block, previous_sent = depth + 1, block, sent
+        depth, previous_block, previous_sent = next_depth, block, sent
     _keep(confirmed, 0, depth, width, match.confirmed)
     _keep(predicted, 0, depth, width, match.predicted)
     return match

@@ -70,8 +70,9 @@ def test_every_sampling_parameter_that_is_set_is_sent() -> None:
 
 
 def test_every_field_of_the_request_is_sent() -> None:
-    full = GenerateRequest("r", TextPrompt("hi"), SamplingParams(max_tokens=5), 2, -1, "tenant", "ann")
-    assert body(full) == ALWAYS | {"prompt": "hi", "n": 2, "priority": -1, "cache_salt": "tenant", "user": "ann"}
+    full = GenerateRequest("r", TextPrompt("hi"), SamplingParams(max_tokens=5), 2, -1, "tenant", "ann", session="s")
+    extras = {"n": 2, "priority": -1, "cache_salt": "tenant", "user": "ann", "prompt_cache_key": "s"}
+    assert body(full) == ALWAYS | {"prompt": "hi"} | extras
 
 
 def test_a_prediction_goes_with_a_chat_as_openais_field() -> None:

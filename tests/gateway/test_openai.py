@@ -41,7 +41,7 @@ CHAT_FIELDS: dict[str, tuple[object, Effect]] = {
     "parallel_tool_calls": (False, None),
     "prediction": ({"type": "content", "content": "x"}, lambda r: r.prediction == TokenPrompt((120,))),
     "presence_penalty": (-0.5, lambda r: r.sampling.presence_penalty == -0.5),
-    "prompt_cache_key": ("k", None),
+    "prompt_cache_key": ("k", lambda r: r.session == "k"),
     "prompt_cache_options": ({"mode": "explicit"}, None),
     "prompt_cache_retention": ("24h", None),
     "reasoning_effort": ("low", None),

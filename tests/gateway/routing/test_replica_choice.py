@@ -217,3 +217,13 @@ def test_whatever_is_known_a_usable_replica_is_found(
     pool = [each for each in decision.expectations if each.set_aside is None]
     if pool:
         assert decision.expectation(decision.replica or "").score <= min(each.score for each in pool) * 1.0101
+
+
+def test_a_session_stays_where_it_was_while_that_costs_little() -> None:
+    asked = request(pinned="home")
+    near, far = candidate("home", queued_tokens=90.0), candidate("home", queued_tokens=110.0)
+    assert choose(near, candidate("idle"), asked=asked).replica == "home"
+    assert choose(far, candidate("idle"), asked=asked).replica == "idle"
+    assert choose(near, candidate("idle")).replica == "idle", "of no session"
+    assert choose(candidate("home", draining=True), candidate("idle"), asked=asked).replica == "idle"
+    assert choose(candidate("idle"), asked=asked).replica == "idle", "its replica is gone"

@@ -163,3 +163,20 @@ async def test_decisions_go_on_without_redis(clock: Clock) -> None:
     assert spread == set(REPLICAS)
     assert state.counts.fallback_share == 1.0
     await client.close()
+
+
+async def test_a_session_without_a_prefix_in_common_stays_on_its_replica(router: ReplicaRouter) -> None:
+    """Prompts shorter than a block, or of an engine whose tokens nobody here can count."""
+    first, other = chain("session", 2)
+
+    async def go(session: bytes) -> str:
+        routed = await router.route([], 5, REPLICAS, session=session)
+        assert routed is not None
+        router.state.first_token(routed.reservation, 0)
+        router.state.finish(routed.reservation, 1)
+        await router.state.settled()
+        return routed.reservation.replica
+
+    homes = {session: await go(session) for session in (first, other)}
+    for _ in range(6):
+        assert {session: await go(session) for session in homes} == homes

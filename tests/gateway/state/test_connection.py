@@ -100,17 +100,43 @@ async def test_a_late_connection_is_kept_for_the_next_call(server: EmbeddedServe
         with pytest.raises(StateUnavailableError):
             await client.run(ECHO, "x")
         await asyncio.sleep(0.3)
-        assert len(client._idle) == 1
+        assert client._is_connected
     finally:
         await client.close()
 
 
-async def test_connections_closed_while_idle_are_opened_again_unnoticed(client: StateClient) -> None:
+async def test_a_connection_closed_while_idle_is_opened_again_unnoticed(client: StateClient) -> None:
     await asyncio.gather(*(client.run(ECHO, str(number)) for number in range(3)))
-    assert len(client._idle) == 3
     await client._redis.client_kill_filter(_type="normal", skipme=True)
     assert (await client.run(ECHO, "x"))[1] == b"x"
-    assert (len(client._idle), client.failures) == (1, 0)
+    assert client.failures == 0
+
+
+async def test_what_nobody_waits_for_is_told_all_the_same(client: StateClient) -> None:
+    heard: list[bool] = []
+    count = Script("return redis.call('INCR', ns .. ':told')")
+    for number in range(5):  # the first ones before Redis knows the script
+        client.tell(count, done=heard.append)
+        if number == 2:
+            await asyncio.sleep(0.05)
+            await client._redis.script_flush()
+    await asyncio.sleep(0.05)
+    assert heard == [True] * 5
+    assert await client.run(Script("return redis.call('GET', ns .. ':told')")) == b"5"
+
+
+async def test_what_cannot_be_told_is_said_to_have_failed(silent: str) -> None:
+    client, heard = StateClient(StateConfig(timeout_s=0.01, retry_s=30), silent, "m"), list[bool]()
+    try:
+        client.tell(ECHO, "x", done=heard.append)
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            with pytest.raises(StateUnavailableError):
+                await client.run(ECHO, "x")
+        client.tell(ECHO, "x", done=heard.append)
+        assert heard == [False, False]
+    finally:
+        await client.close()
 
 
 async def test_answers_are_not_mixed_up_when_a_caller_gives_up(server: EmbeddedServer) -> None:

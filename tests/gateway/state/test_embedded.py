@@ -36,7 +36,7 @@ def test_it_answers_on_its_socket_and_leaves_nothing_behind() -> None:
         assert path.parent.stat().st_mode & 0o077 == 0
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
-            client.sendall(b"CONFIG GET maxmemory\r\nCONFIG GET save\r\n")
+            client.sendall(b"CONFIG GET maxmemory\r\nCONFIG GET save\r\nCONFIG GET hz\r\n")
             time.sleep(0.2)
             answer = client.recv(4096)
     assert b"16777216" in answer

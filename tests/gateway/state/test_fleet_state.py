@@ -104,6 +104,40 @@ async def test_requests_of_one_gateway_overtake_each_other_too(gateways: tuple[F
     assert (after.queued_tokens, after.in_flight) == (1000, 1)
 
 
+async def test_alone_it_claims_without_waiting_and_is_overtaken_by_itself_only(
+    index: PrefixIndex, client: StateClient, config: StateConfig, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = FleetState(client, config, "alone", clock)
+    await seen(state)
+    clock.now_s += 5
+    sends = (await seen(state)).sends
+
+    async def never(*_: object) -> None:
+        raise AssertionError("nobody else could be quicker")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "run", never)
+        assert await claim(state, sends) is not None
+        assert await claim(state, sends) is None
+    assert state.counts.overtaken == 1
+    after = await seen(state)
+    assert (after.queued_tokens, after.in_flight, after.sends) == (1000, 1, sends + 1)
+    assert await claim(state, after.sends) is not None
+    await state.settled()
+
+
+async def test_company_is_noticed_and_waited_for(gateways: tuple[FleetState, FleetState], clock: Clock) -> None:
+    first, second = gateways
+    await seen(first)
+    clock.now_s += 5
+    send(second)
+    await second.settled()
+    sends = (await seen(first)).sends
+    send(second)
+    await second.settled()
+    assert await claim(first, sends) is None, "Redis was asked, and knows of the other one's request"
+
+
 async def test_a_claim_that_must_not_be_refused_is_not(gateways: tuple[FleetState, FleetState]) -> None:
     first, second = gateways
     sends = (await seen(first)).sends

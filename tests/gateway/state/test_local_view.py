@@ -24,6 +24,14 @@ def test_it_knows_where_it_sent_which_prefix_for_a_while() -> None:
     assert local.look(prompt, [], 8, now=150.0).replicas == {}
 
 
+def test_it_knows_where_a_session_was() -> None:
+    local, (session, other) = LocalView(LoadLedger()), chain("session", 2)
+    local.sent("r1", [], now=0.0, session=session)
+    view = local.look([], ["r3"], 8, now=1.0, session=session)
+    assert (view.pinned, list(view.replicas)) == ("r1", ["r3", "r1"])
+    assert local.look([], ["r3"], 8, now=1.0, session=other).pinned is None
+
+
 def test_it_keeps_so_many_blocks() -> None:
     local = LocalView(LoadLedger(), max_blocks=6)
     local.sent("r1", chain("a", 5), now=0.0)

@@ -2,11 +2,14 @@
 
 import asyncio
 
+import pytest
+
 from gateway.state.config import StateConfig
 from gateway.state.connection import StateClient
+from gateway.state.fleet_state import FleetState
 from gateway.state.look import _READ_AHEAD, FleetReader
 from gateway.state.prefix_index import PrefixIndex
-from tests.gateway.state.fleet import chain
+from tests.gateway.state.fleet import Clock, chain
 
 PROMPT = chain("p", 5)
 
@@ -55,8 +58,48 @@ async def test_looks_beside_each_other_learn_together(client: StateClient, confi
         assert len(view.replicas) == 4
 
 
+async def test_a_long_prompt_costs_no_more_keys_and_matches_but_for_the_last_stretch(
+    client: StateClient, config: StateConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, reader = PrefixIndex(client, config), FleetReader(client, config)
+    prompt, held = chain("long", 1000), {"all": 1000, "most": 777, "few": 17, "one": 1}
+    for name, depth in held.items():
+        await index.register(name, "1")
+        await index.apply(name, "1", 1, prompt[:depth])
+    values, counts = client.values, list[int]()
+
+    async def counted(packed_keys: bytes, count: int) -> tuple[int, list[bytes | None]]:
+        counts.append(count)
+        return await values(packed_keys, count)
+
+    monkeypatch.setattr(client, "values", counted)
+    view = await reader.look(prompt, list(held), 4)
+    found = {name: state.confirmed_blocks for name, state in view.replicas.items()}
+    assert found == {"all": 992, "most": 768, "few": 17, "one": 1}
+    assert counts[0] <= 1 + len(held) + 2 * 112 + 22
+
+
 async def test_a_prompt_without_blocks_still_sees_loads(client: StateClient, config: StateConfig) -> None:
     await PrefixIndex(client, config).register("r1", "1")
     view = await FleetReader(client, config).look([], ["r1", "r2"], 4)
     assert (view.replicas["r1"].queued_tokens, view.replicas["r2"].queued_tokens) == (0, None)
     assert (view.holders, view.heat) == ((), ())
+
+
+async def test_the_replica_of_a_session_is_shown_even_if_nobody_else_would_name_it(
+    client: StateClient, config: StateConfig, clock: Clock
+) -> None:
+    index, state = PrefixIndex(client, config), FleetState(client, config, "g", clock)
+    names = [f"r{number}" for number in range(_READ_AHEAD + 10)]
+    for name in names:
+        await index.register(name, "1")
+    session, other = chain("session", 2)
+    figures = {"confirmed_blocks": 0, "new_tokens": 5, "prefill_rate": 1.0, "expected_s": 5.0}
+    state.reserve("r7", [], 5, session=session, **figures)  # type: ignore[arg-type]
+    await state.settled()
+    for asked in (["r1"], names):  # before all are known, and in a fleet too large to read
+        view = await state.look(PROMPT, asked, 4, session)
+        assert view.pinned == "r7"
+        assert view.replicas["r7"].in_flight == 1
+    assert (await state.look(PROMPT, ["r1"], 4, other)).pinned is None
+    assert "r7" not in (await state.look(PROMPT, ["r1"], 4)).replicas

@@ -9,6 +9,7 @@ import pytest
 from engines.block_hash import BlockHash
 from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
+from gateway.state.depths import asked_depths
 from gateway.state.fleet_view import FleetView
 from gateway.state.look import FleetReader
 from gateway.state.prefix_index import MAX_BATCH, Applied, EngineReport, PrefixIndex
@@ -180,14 +181,20 @@ async def test_random_events_agree_with_plain_sets(index: PrefixIndex, client: S
             removed = {block for block in held[name] if rng.random() < 0.03}
             held[name] -= removed
             assert await index.apply(name, "1", seq, list(added), list(removed)) is Applied.OK
-    for prompt in chains:
-        expected = {name: len(list(itertools.takewhile(held[name].__contains__, prompt))) for name in names}
+    for prompt in (*chains, *(each[:32] for each in chains)):
+        expected = {name: _depth(prompt, held[name]) for name in names}
         view = await look(client, StateConfig(), prompt, names, 8)
         assert {name: state.confirmed_blocks for name, state in view.replicas.items()} == expected
         assert _histogram(view) == sorted(depth for depth in expected.values() if depth)
         few = await look(client, StateConfig(), prompt, (), 5)
         depths = sorted((state.confirmed_blocks for state in few.replicas.values()), reverse=True)
         assert depths == sorted(expected.values(), reverse=True)[:5]
+
+
+def _depth(prompt: Sequence[BlockHash], held: set[BlockHash]) -> int:
+    """The last of the depths asked about before the first one that is not held."""
+    run = itertools.takewhile(lambda depth: prompt[depth - 1] in held, asked_depths(len(prompt)))
+    return max(run, default=0)
 
 
 def _histogram(view: FleetView) -> list[int]:

@@ -39,7 +39,9 @@ def test_every_match_is_the_run_from_the_start(
     kinds, order = prompt
     held = [kinds[number] for number in order if number < len(kinds)]
     sent = (sent + [{}] * len(held))[: len(held)]
-    match = match_prefix(bitmap(live) or b"", [*map(bitmap, held)], [*map(predictions, sent)], NOW)
+    match = match_prefix(
+        bitmap(live) or b"", range(1, len(held) + 1), [*map(bitmap, held)], [*map(predictions, sent)], NOW
+    )
 
     def run(slot: int, with_sent: bool) -> int:
         steps = (
@@ -66,3 +68,16 @@ def test_of_the_last_depth_others_are_taken_in_each_turn() -> None:
     assert {frozenset(match.deepest(3, turn)) for turn in range(5)} == {
         frozenset({9, turn, (turn + 1) % 5}) for turn in range(5)
     }
+
+
+@given(st.sets(_slots), _prompts, st.integers(1, 5))
+def test_a_block_stands_for_those_between_it_and_the_one_before(
+    live: set[int], prompt: tuple[list[set[int]], list[int]], step: int
+) -> None:
+    kinds, order = prompt
+    held = [bitmap(kinds[number]) for number in order if number < len(kinds)]
+    none, depths = [None] * len(held), range(1, len(held) + 1)
+    by_one = match_prefix(bitmap(live) or b"", depths, held, none, NOW)
+    match = match_prefix(bitmap(live) or b"", [step * depth for depth in depths], held, none, NOW)
+    assert match.confirmed == {slot: step * depth for slot, depth in by_one.confirmed.items()}
+    assert match.predicted == {slot: step * depth for slot, depth in by_one.predicted.items()}
