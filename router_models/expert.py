@@ -8,6 +8,7 @@ labels that a new source can learn from its first hundred.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,10 +108,15 @@ class Expert:
 
     def usual_gap(self, strong: Ability, weak: Ability) -> tuple[float, float]:
         """Mean and standard deviation of P(strong right) - P(weak right) over usual prompts."""
-        difficulty = self.reference.astype(np.float64)
-        gap = strong.prob_right(difficulty) - weak.prob_right(difficulty)
-        return float(gap.mean()), float(gap.std())
+        return _usual_gap(self, strong, weak)
 
     def skill(self, model: str) -> float:
         """P(right) of a model on a prompt of mean difficulty."""
         return float(expit(self.abilities[model].intercept))
+
+
+@functools.lru_cache(maxsize=256)  # every decision asks for the same few
+def _usual_gap(expert: Expert, strong: Ability, weak: Ability) -> tuple[float, float]:
+    difficulty = expert.reference.astype(np.float64)
+    gap = strong.prob_right(difficulty) - weak.prob_right(difficulty)
+    return float(gap.mean()), float(gap.std())

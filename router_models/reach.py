@@ -30,8 +30,9 @@ _GRID = (0.0, 0.25, 0.5, 0.75, 1.0)
 def fit_lean(group: Group, tfidf: sp.csr_matrix, structure: Floats, target: Array, seed: int) -> float:
     """The share, 0 to 1, that length is to have in the order of prompts of subjects unlike all of this source.
 
-    The least of a few shares that orders left-out subsets as well as the best one does, within its standard error, by
-    exact APGR of the better third of the models over the worse third. 1 where there are too few subsets to leave any
+    The greatest of a few shares that orders left-out subsets as well as the best one does, within its standard error,
+    by exact APGR of the better third of the models over the worse third: where nothing is known, length is the safer
+    of two that are as good. 1 where there are too few subsets to leave any
     out: nothing is known then but that length is safe. `target` float64 [num_prompts, num_factors].
     """
     names = np.unique(group.subset)
@@ -46,7 +47,7 @@ def fit_lean(group: Group, tfidf: sp.csr_matrix, structure: Floats, target: Arra
     mixed = [((1 - share) * scores[0] + share * scores[1])[known] for share in _GRID]
     found = np.array([apgr_within(score, pair, folds) for score in mixed])
     error = apgr_standard_error(mixed[int(np.argmax(found))], pair, _NUM_RESAMPLES)
-    return _GRID[int(np.flatnonzero(found >= found.max() - error)[0])]
+    return _GRID[int(np.flatnonzero(found >= found.max() - error)[-1])]
 
 
 def _predicted_gap(tfidf: sp.csr_matrix, structure: Floats, target: Array, fold: Rows, gap: Array) -> Array:

@@ -6,6 +6,7 @@ Every number is cheap, bounded in effect by a logarithm or a share, and has a na
 from __future__ import annotations
 
 import math
+import string
 import zlib
 from collections.abc import Sequence
 from statistics import fmean, pstdev
@@ -38,13 +39,15 @@ def structure(prompt: Prompt) -> dict[str, float]:
     options = [match.group(2) for match in OPTION.finditer(text)]
     first = OPTION.search(text)
     stem = text[: first.start()] if first else text
+    words = WORD.findall(text)
+    stem_words = WORD.findall(stem) if first else words
     return {
-        **_size(text),
+        **_size(text, words),
         **_characters(text),
         **_mathematics(text),
-        **_names(text, stem),
-        **_layout(text, stem),
-        **_options(options, stem),
+        **_names(text, stem, len(words)),
+        **_layout(text, stem, len(stem_words)),
+        **_options(options, stem_words),
         **_lexicon(text, stem),
         **_conversation(prompt),
     }
@@ -57,8 +60,8 @@ def vectors(prompts: Sequence[Prompt]) -> NDArray[np.float32]:
     )
 
 
-def _size(text: str) -> dict[str, float]:
-    words, lines = WORD.findall(text), text.split("\n")
+def _size(text: str, words: Sequence[str]) -> dict[str, float]:
+    lines = text.split("\n")
     num_words = max(len(words), 1)
     data = text.encode(errors="replace")[:_COMPRESSED_BYTES]
     return {
@@ -76,8 +79,8 @@ def _size(text: str) -> dict[str, float]:
 def _characters(text: str) -> dict[str, float]:
     num_chars = max(len(text), 1)
     return {
-        "digit_share": sum(map(str.isdigit, text)) / num_chars,
-        "upper_share": sum(map(str.isupper, text)) / num_chars,
+        "digit_share": _num_digits(text) / num_chars,
+        "upper_share": _num_upper(text) / num_chars,
         "non_ascii_share": 1 - len(text.encode("ascii", "ignore")) / num_chars if text else 0.0,
         "punctuation_share": _occurrences(text, ",;:()[]{}\"'") / num_chars,
         "symbol_share": _occurrences(text, "=+*/^<>|_\\") / num_chars,
@@ -97,20 +100,21 @@ def _mathematics(text: str) -> dict[str, float]:
     }
 
 
-def _names(text: str, stem: str) -> dict[str, float]:
+def _names(text: str, stem: str, num_words: int) -> dict[str, float]:
+    num_names = len(NAME.findall(text))
     return {
-        "name_share": len(NAME.findall(text)) / max(len(WORD.findall(text)), 1),
-        "names": math.log1p(len(NAME.findall(stem))),
+        "name_share": num_names / max(num_words, 1),
+        "names": math.log1p(num_names if stem == text else len(NAME.findall(stem))),
     }
 
 
-def _layout(text: str, stem: str) -> dict[str, float]:
+def _layout(text: str, stem: str, num_stem_words: int) -> dict[str, float]:
     lines, end = text.split("\n"), stem.rstrip()
     num_sentences = max(len(SENTENCE_END.findall(stem)), 1)
     return {
         "questions": math.log1p(text.count("?")),
         "sentences": math.log1p(num_sentences),
-        "sentence_words": len(WORD.findall(stem)) / num_sentences,
+        "sentence_words": num_stem_words / num_sentences,
         "quotes": math.log1p(_occurrences(text, '"“')),
         "parentheses": math.log1p(text.count("(")),
         "blank": float("__" in text or "..." in text),
@@ -127,7 +131,7 @@ def _layout(text: str, stem: str) -> dict[str, float]:
     }
 
 
-def _options(options: Sequence[str], stem: str) -> dict[str, float]:
+def _options(options: Sequence[str], stem_words: Sequence[str]) -> dict[str, float]:
     lengths = [len(option) for option in options] or [0]
     num_options, num_chars = max(len(options), 1), max(sum(lengths), 1)
     return {
@@ -139,14 +143,14 @@ def _options(options: Sequence[str], stem: str) -> dict[str, float]:
         "numeric_option_share": sum(option.lstrip(" $€£-+")[:1].isdigit() for option in options) / num_options,
         "option_digit_share": sum(sum(map(str.isdigit, option)) for option in options) / num_chars,
         "capital_option_share": sum(option[:1].isupper() for option in options) / num_options,
-        "options_in_stem": _overlap(options, stem),
+        "options_in_stem": _overlap(options, stem_words),
         "option_likeness": _likeness(options),
     }
 
 
-def _overlap(options: Sequence[str], stem: str) -> float:
+def _overlap(options: Sequence[str], stem_words: Sequence[str]) -> float:
     """Mean share of an option's words that the question also has."""
-    words = {word.lower() for word in WORD.findall(stem) if len(word) > 3}
+    words = {word.lower() for word in stem_words if len(word) > 3}
     shares = [len(_words(option) & words) / max(len(option.split()), 1) for option in options]
     return fmean(shares) if shares else 0.0
 
@@ -182,6 +186,15 @@ def _conversation(prompt: Prompt) -> dict[str, float]:
         "wants_json": float(prompt.response_format == "json"),
         "log_max_tokens": math.log1p(prompt.max_tokens or 0),
     }
+
+
+def _num_digits(text: str) -> int:
+    # Character by character takes ten times as long, which is most of a long prompt's features.
+    return _occurrences(text, string.digits) if text.isascii() else sum(map(str.isdigit, text))
+
+
+def _num_upper(text: str) -> int:
+    return _occurrences(text, string.ascii_uppercase) if text.isascii() else sum(map(str.isupper, text))
 
 
 def _occurrences(text: str, characters: str) -> int:

@@ -69,3 +69,17 @@ def test_other_scripts_are_seen() -> None:
 
 def test_no_prompts_are_no_rows() -> None:
     assert vectors([]).shape == (0, len(FEATURE_NAMES))
+
+
+@given(st.text())
+def test_characters_are_counted_as_unicode_has_them(text: str) -> None:
+    found = _of(text)
+    assert found["digit_share"] == pytest.approx(sum(map(str.isdigit, text)) / max(len(text), 1))
+    assert found["upper_share"] == pytest.approx(sum(map(str.isupper, text)) / max(len(text), 1))
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_and_so_are_those_of_ascii(text: str) -> None:
+    found = _of(text)
+    assert found["digit_share"] == pytest.approx(sum(map(str.isdigit, text)) / max(len(text), 1))
+    assert found["upper_share"] == pytest.approx(sum(map(str.isupper, text)) / max(len(text), 1))
