@@ -6,7 +6,6 @@ import hashlib
 import logging
 import platform
 import time
-from dataclasses import replace
 
 import torch
 import transformers
@@ -48,13 +47,12 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
     loaded = prepare_model(config, backend)
     tokenizer = Tokenizer.load(resolve_source(config.model), config.revision)
     draft = load_draft_model(config, tokenizer, backend)
-    bytes_per_block = ModelRunner.bytes_per_block(loaded, config.block_size, kv_dtype)
-    if draft:
-        # One block id means a block of each model's memory.
-        bytes_per_block += ModelRunner.bytes_per_block(draft, config.block_size, kv_dtype)
     capacity = plan_capacity(
         config,
-        bytes_per_block=bytes_per_block,
+        # One block id means a block of each model's memory.
+        bytes_per_block=sum(
+            ModelRunner.bytes_per_block(model, config.block_size, kv_dtype) for model in (loaded, draft) if model
+        ),
         max_position=loaded.max_position,
         activation_bytes=_activation_bytes(loaded, config),
         device=loaded.device,
@@ -73,19 +71,9 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         max_num_seqs=config.max_num_seqs,
         drafters=frozenset(speculation.speculator.sources),
     )
-    settings = CoreSettings(
-        model=f"{loaded.weights_fingerprint}:{loaded.dtype}:{kv_dtype}",
-        limits=limits,
-        max_num_batched_tokens=config.max_num_batched_tokens,
-        enable_prefix_caching=config.enable_prefix_caching,
-        priority_step_s=config.priority_step_s,
-        eos_token_ids=tokenizer.eos_token_ids,
-        device=loaded.device,
-    )
+    settings = _settings(config, loaded, limits, tokenizer, f"{loaded.weights_fingerprint}:{loaded.dtype}:{kv_dtype}")
     runner = _runner(loaded, backend, config, capacity)
-    card = _card(config, loaded, draft, backend.name, limits, capacity.kv_cache_bytes)
-    if config.enable_prefix_caching:
-        card = replace(card, prefix_blocks=PrefixBlocks(settings.model, config.block_size))
+    card = _card(config, loaded, draft, backend.name, limits, capacity.kv_cache_bytes, settings.model)
     _log.info("loaded %s in %.1f s: %s", config.model, time.perf_counter() - started, card.details)
     core = EngineCore(settings, runner, tokenizer, speculation)
 
@@ -93,7 +81,21 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         if path and speculation.max_draft_tokens:
             save_costs(path, key, speculation.speculator.state())
 
-    return LoadedEngine(core, speculation.speculator, limits, card, keep, watch=core._pool.watch)
+    return LoadedEngine(core, speculation.speculator, limits, card, keep, watch=core.watch_blocks)
+
+
+def _settings(
+    config: LocalEngineConfig, loaded: LoadedModel, limits: Limits, tokenizer: Tokenizer, model: str
+) -> CoreSettings:
+    return CoreSettings(
+        model=model,
+        limits=limits,
+        max_num_batched_tokens=config.max_num_batched_tokens,
+        enable_prefix_caching=config.enable_prefix_caching,
+        priority_step_s=config.priority_step_s,
+        eos_token_ids=tokenizer.eos_token_ids,
+        device=loaded.device,
+    )
 
 
 def _runner(
@@ -144,6 +146,7 @@ def _card(
     backend: str,
     limits: Limits,
     kv_cache_bytes: int,
+    content: str,
 ) -> ModelCard:
     details = {
         "architecture": loaded.architecture,
@@ -174,4 +177,5 @@ def _card(
         vocab_size=limits.vocab_size,
         max_num_choices=limits.max_num_seqs,
         details=details,
+        prefix_blocks=PrefixBlocks(content, config.block_size) if config.enable_prefix_caching else None,
     )

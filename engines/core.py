@@ -25,7 +25,7 @@ from drafting.speculator import Chosen
 from drafting.verify import accepted_prefix
 from engines.admission import Limits, check_request
 from engines.batch import build_batch
-from engines.block_pool import BlockPool
+from engines.block_pool import BlockObserver, BlockPool
 from engines.counters import Counters
 from engines.drawn import Drawn, SampledToken
 from engines.kv_cache import KVCacheManager
@@ -149,6 +149,10 @@ class EngineCore:
             started = time.perf_counter()
             self._land()
             self._count.step_time_s += time.perf_counter() - started
+
+    def watch_blocks(self, observer: BlockObserver) -> None:
+        """Tell `observer` what the prefix cache gains and loses."""
+        self._pool.watch(observer)
 
     def stats(self) -> EngineStats:
         return self._count.snapshot(self._scheduler, self._pool, self._speculation)

@@ -2,6 +2,8 @@
 
 #include "activation.h"
 
+#include "entries.h"
+
 namespace outrider::portable {
 
 void gated_activation(const GatedActivationCall& call) { gated_activation_any(call); }

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "attention_kernel.h"
+#include "entries.h"
 #include "threads.h"
 
 namespace outrider {

@@ -1,6 +1,8 @@
 // Linear layers on any machine, the packing of weights, and the choice of instruction set.
 
 #include "linear.h"
+
+#include "entries.h"
 #include "threads.h"
 
 namespace outrider::portable {

@@ -2,6 +2,8 @@
 
 #include "norm.h"
 
+#include "entries.h"
+
 namespace outrider::portable {
 
 void norm(const NormCall& call) { norm_any(call); }

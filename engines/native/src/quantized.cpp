@@ -2,6 +2,7 @@
 
 #include "quantized.h"
 
+#include "entries.h"
 #include "quantized_tiles.h"
 
 namespace outrider {

@@ -2,6 +2,8 @@
 
 #include "rotary.h"
 
+#include "entries.h"
+
 namespace outrider::portable {
 
 void rotary(const RotaryCall& call) { rotary_any(call); }
