@@ -112,11 +112,11 @@ class StateClient:
         """The script's answer, strings as bytes. Raises StateUnavailableError."""
         full = self._full(arguments)
         try:
-            return (await self._ask(pack("EVALSHA", script.sha, 0, *full)))[0]
+            answer = (await self._ask(pack("EVALSHA", script.sha, 0, *full)))[0]
         except _UnknownScriptError:  # the first use, or Redis was restarted
             answer = (await self._ask(pack("EVAL", script.source, 0, *full)))[0]
-            self._known.add(script.sha)
-            return answer
+        self._known.add(script.sha)
+        return answer
 
     def tell(self, script: Script, *arguments: Argument, done: Callable[[bool], None]) -> None:
         """Run a script whose answer nobody waits for; `done` hears whether it ran. Never raises."""

@@ -125,6 +125,21 @@ async def test_what_nobody_waits_for_is_told_all_the_same(client: StateClient) -
     assert await client.run(Script("return redis.call('GET', ns .. ':told')")) == b"5"
 
 
+async def test_a_script_that_another_gateway_brought_is_told_at_once(
+    server: EmbeddedServer, client: StateClient
+) -> None:
+    await client.run(ECHO, "x")
+    late, heard = StateClient(StateConfig(timeout_s=5), server.url, "m"), list[bool]()
+    try:
+        await late.run(ECHO, "x")
+        late.tell(ECHO, "y", done=heard.append)
+        assert not late._aside
+        await asyncio.sleep(0.05)
+        assert heard == [True]
+    finally:
+        await late.close()
+
+
 async def test_what_cannot_be_told_is_said_to_have_failed(silent: str) -> None:
     client, heard = StateClient(StateConfig(timeout_s=0.01, retry_s=30), silent, "m"), list[bool]()
     try:
