@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from router_models.features import Features
+from router_models.structure import CONVERSATION_NAMES, FEATURE_NAMES
 from router_models.text import WORD_BITS
 
 Array = NDArray[np.float64]
@@ -21,6 +22,7 @@ Floats = NDArray[np.float32]
 
 _NUM_CENTRES = 24
 _LIMIT = 4.0
+_LEAST_SPREAD = 1e-3
 _QUANTILES = np.linspace(0, 1, 101)
 _MIN_ROWS = 20
 
@@ -29,7 +31,8 @@ _MIN_ROWS = 20
 class Novelty:
     """What a source's prompts look like.
 
-    `centre` and `spread` float32 [num_features]; `centres` float32 [num_centres, num_features], standardised;
+    `centre` and `spread` float32 [num_features], a spread infinite for what does not count; `centres` float32
+    [num_centres, num_features], standardised;
     `known_words` bool [2 ** WORD_BITS]; `distances` and `strangeness` float32 [101], quantiles of held-out prompts.
     """
 
@@ -56,7 +59,7 @@ def fit_novelty(features: Features, seed: int) -> Novelty:
     num_held_out = len(order) // 5 if len(order) >= _MIN_ROWS else 0
     kept, held_out = features.take(order[num_held_out:]), features.take(order[:num_held_out] if num_held_out else order)
     centre = kept.structure.mean(axis=0)
-    spread = np.maximum(kept.structure.std(axis=0), 1e-3)
+    spread = _spread(kept.structure)
     points = _standardised(kept.structure, centre, spread)
     clusters = KMeans(min(_NUM_CENTRES, len(np.unique(points, axis=0))), n_init=1, max_iter=30, random_state=seed).fit(
         points
@@ -66,6 +69,16 @@ def fit_novelty(features: Features, seed: int) -> Novelty:
     distance = _nearest(_standardised(held_out.structure, centre, spread), centres)
     unknown = _unknown_share(held_out.counts, words)
     return Novelty(centre, spread, centres, _seen_words(features.counts), _quantiles(distance), _quantiles(unknown))
+
+
+def _spread(structure: Floats) -> Floats:
+    """Standard deviations; infinite for what is around a text and never varied.
+
+    It says that a table of single prompts has no tools and no max_tokens, not that all traffic with them is unusual.
+    """
+    spread = structure.std(axis=0)
+    is_unrecorded = (spread < _LEAST_SPREAD) & np.isin(FEATURE_NAMES, CONVERSATION_NAMES)
+    return np.where(is_unrecorded, np.inf, np.maximum(spread, _LEAST_SPREAD)).astype(np.float32)
 
 
 def _standardised(structure: Floats, centre: Floats, spread: Floats) -> Floats:

@@ -202,3 +202,4 @@ def _occurrences(text: str, characters: str) -> int:
 
 
 FEATURE_NAMES: tuple[str, ...] = tuple(structure(Prompt.from_text("")))
+CONVERSATION_NAMES: tuple[str, ...] = tuple(_conversation(Prompt.from_text("")))

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 from gateway.state.fleet_view import ReplicaState
 
-# So long after another gateway's last known request it may send the next one any moment.
-_ATTENTION_S = 3.0
+# So long a gateway looks around before it believes to be alone; and so long after another one's last known request,
+# that one may send the next any moment.
+_FIRST_S = 3.0
+_ATTENTION_S = 60.0
 
 
 @dataclass(slots=True)
@@ -39,7 +41,7 @@ class Company:
     def look(self, replicas: Iterable[ReplicaState], now: float) -> None:
         """These were seen just now (s)."""
         if self._until is None:
-            self._until = now + _ATTENTION_S
+            self._until = now + _FIRST_S
         for replica in replicas:
             if (known := self._sends.get(replica.replica)) is None:
                 self._sends[replica.replica] = _Sends(replica.sends)

@@ -38,8 +38,8 @@ def test_a_request_of_another_is_noticed_and_remembered_for_a_while() -> None:
     company.sending("r")
     company.sent("r", True)
     look(company, 9, 10.0)
-    assert not company.is_alone(12.9)
-    assert company.is_alone(13.0)
+    assert not company.is_alone(69.9)
+    assert company.is_alone(70.0)
     assert company.sends("r") == 9
 
 
