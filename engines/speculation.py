@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import time
@@ -128,7 +129,12 @@ class Speculation:
     def forget(self, seq_id: int) -> None:
         """Drop all state of a sequence that has ended."""
         self._sequences.pop(seq_id, None)
-        self._guarded(lambda: self.speculator.forget(seq_id), None)
+        if self.num_failures:
+            # Whatever else has failed, and was logged: what is held of sequences that end must still go.
+            with contextlib.suppress(Exception):
+                self.speculator.forget(seq_id)
+        else:
+            self._guarded(lambda: self.speculator.forget(seq_id), None)
 
     def stats(self) -> dict[str, DrafterStats]:
         """Per drafter, those that have drafted."""

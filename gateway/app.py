@@ -48,16 +48,15 @@ class IngressServer:
         # Called by Serve in the replica: an application holds sockets and locks, which do not travel.
         name = serve.get_replica_context().replica_id.unique_id
         engines = {model.name: self._engine(model, name) for model in self._config.models}
-        app = make_app(
+        return make_app(
             self._config,
             engines,
             name,
             names_requests=False,
             shared_receipts=self._shared_receipts(),
             startup_wait_s=_STARTUP_WAIT_S,
+            on_started=begin_to_serve,
         )
-        begin_to_serve()
-        return app
 
     def _engine(self, model: ModelConfig, name: str) -> HandleEngine:
         handle, routing = self._handles[model.name], self._config.routing

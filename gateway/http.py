@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, Request
@@ -45,12 +45,13 @@ def make_app(
     names_requests: bool = True,
     shared_receipts: Shared | None = None,
     startup_wait_s: float = 0.0,
+    on_started: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The application over these engines, by model name; they are started and closed with it.
 
     `name` tells this process apart from its replicas in metrics. `names_requests`: whether to put x-request-id on
     answers. `shared_receipts` is where other gateways' receipts are found. Startup waits for the models
-    for `startup_wait_s`. The fleet is `app.state.fleet`.
+    for `startup_wait_s`; `on_started` is called when everything is loaded. The fleet is `app.state.fleet`.
     """
     fleet = Fleet(config, engines)
     metrics = Metrics(name)
@@ -68,6 +69,7 @@ def make_app(
             request_log.start()
         await chooser.start()
         await fleet.wait(startup_wait_s)
+        on_started()
         yield
         await chooser.close()
         await fleet.close()

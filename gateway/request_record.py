@@ -17,6 +17,7 @@ from gateway.tenant import tenant_of
 from gateway.tenant_digest import keyed_digest, tenant_digest
 from gateway.trace import CLIENT_LEFT, FinishedRequest
 from router_models.policy import decide
+from router_models.policy_config import BoundGoal
 from router_models.prompt import Turn
 from router_models.records import LoggedDecision, LoggedPrompt, LoggedTurn, LoggedUse, RequestRecord
 
@@ -57,20 +58,22 @@ class RecordMaker:
             prompt=logged_prompt(turns_of(request), self._log.prompt, self._key),
             features=None if score is None else _features(score),
             max_tokens=request.wanted_tokens(),
-            decision=None if choice is None else choice.logged(self._policy_name),
+            decision=None if choice is None else choice.logged(self._policy_version),
             shadow=None if choice is None or shadow is None else self._shadow(choice, shadow),
             use=None if served.finished.model is None else self._use(served.finished, request),
         )
 
     @property
-    def _policy_name(self) -> str:
-        return "" if self._config.auto is None else self._config.auto.policy.name
+    def _policy_version(self) -> str:
+        return "" if self._config.auto is None else self._config.auto.policy.version
 
     def _shadow(self, choice: Choice, shadow: Active) -> LoggedDecision | None:
         """The decision on the same candidates by the shadow's probabilities and its own threshold."""
         if self._config.auto is None or choice.score is None:
             return None
-        score = shadow.router.score_features(choice.score.features).adapted(shadow.drift.share)
+        score = shadow.router.score_features(choice.score.features)
+        if not isinstance(self._config.auto.policy.goal, BoundGoal):
+            score = score.adapted(shadow.drift.share)
         shadow.drift.observe(score.novelty)
         candidates = tuple(
             replace(candidate, prob_right=prob_right)
@@ -93,7 +96,7 @@ class RecordMaker:
             score=score,
             artifact=shadow.router.version,
             feature_version=shadow.router.feature_version,
-        ).logged(self._policy_name)
+        ).logged(self._policy_version)
 
     def _use(self, finished: FinishedRequest, request: GenerationRequest) -> LoggedUse:
         assert finished.model is not None

@@ -16,6 +16,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from router_models.evaluate import Evaluation
     from router_models.fit import Progress
+    from router_models.logs import LogSummary
 
 _console = Console(highlight=False, soft_wrap=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -48,7 +49,7 @@ def train(
         from router_models.held_out import evaluate_held_out
         from router_models.train import train as fit
 
-        groups = log_files.read(logs)
+        groups = log_files.read(logs, _tell)
         under = None if base == "none" else artifact.load(artifact.resolve(base))
         with _progress() as progress:
             trained = fit(groups, under.router if under else None, seed, progress)
@@ -63,7 +64,7 @@ def train(
             artifact=manifest.version,
             feature_version=manifest.feature_version,
             data_hash=manifest.data_hash,
-            how="Every figure is of predictions for prompts held out of what made them.",
+            how=report.HELD_OUT,
             evaluations=evaluate_held_out(trained, strong, weak),
         )
         report.write(found, out)
@@ -131,6 +132,18 @@ def _progress() -> Iterator[Progress]:
                 _errors.print(f"{stage} ({done}/{total})", markup=False)
 
         yield show
+
+
+def _tell(log: LogSummary) -> None:
+    """What of a log could not be learnt from."""
+    reasons = {
+        "without an outcome": log.without_outcome,
+        "without text (request_log.prompt is to be full or redacted)": log.without_text,
+        "outcomes of no request": log.orphans,
+        "ids sent again": log.repeated,
+    }
+    told = "; ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+    _errors.print(f"{log.requests} requests" + (f"; not used: {told}" if told else ""), markup=False)
 
 
 def _show(evaluations: Sequence[Evaluation], page: Path | None) -> None:

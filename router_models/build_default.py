@@ -17,10 +17,8 @@ from router_models import artifact
 from router_models.data import data_hash, read_tables
 from router_models.held_out import evaluate_held_out
 from router_models.open_data import licences, openly_licensed
-from router_models.report import Report, write
+from router_models.report import HELD_OUT, Report, write
 from router_models.train import train
-
-_HOW = "Every figure is of predictions for prompts held out of what made them."
 
 
 def build(tables: Path, out: Path) -> artifact.Manifest:
@@ -32,7 +30,7 @@ def build(tables: Path, out: Path) -> artifact.Manifest:
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     manifest = artifact.save(trained.router, artifact.Origin(now, data_hash(groups), 0), out)
     evaluations = evaluate_held_out(trained)
-    write(Report(manifest.version, manifest.feature_version, manifest.data_hash, _HOW, evaluations), out)
+    write(Report(manifest.version, manifest.feature_version, manifest.data_hash, HELD_OUT, evaluations), out)
     return manifest
 
 

@@ -117,8 +117,12 @@ def data_hash(groups: Iterable[Group]) -> str:
 
 def prompt_digests(prompts: Iterable[Prompt]) -> NDArray[np.uint32]:
     """Sorted, distinct 32-bit digests of the prompts' texts: to notice prompts that an artifact has seen."""
-    words = [int.from_bytes(hashlib.sha256(p.text.encode(errors="replace")).digest()[:4], "little") for p in prompts]
-    return np.unique(np.array(words, dtype=np.uint32))
+    return np.unique(np.array([digest(prompt) for prompt in prompts], dtype=np.uint32))
+
+
+def digest(prompt: Prompt) -> int:
+    """Of the prompt's text, 32 bits."""
+    return int.from_bytes(hashlib.sha256(prompt.text.encode(errors="replace")).digest()[:4], "little")
 
 
 def _group_hash(group: Group) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_models import baselines
-from router_models.data import Group
+from router_models.data import Group, digest
 from router_models.drift import share_of
 from router_models.errors import UnknownModelError
 from router_models.features import Features, extract
@@ -33,6 +33,7 @@ from router_models.router import Predictions, Router
 _NUM_CURVE_POINTS = 101
 _NUM_RESAMPLES = 200
 _MIN_SUBSET_ROWS = 20
+_MAX_SEEN_SHARE = 0.02
 _LEARNT = ("tfidf_logistic", "subset_mean")
 _RIVALS = ("random", "shuffled_labels", "length", *_LEARNT)
 
@@ -80,7 +81,7 @@ class Evaluation:
     """A router on one pair. `margin`: its exact APGR above prompt length's, with its standard error.
 
     `unknown_share`: how much of an unknown domain the prompts were taken for, by their mean novelty: as a gateway does
-    that has seen some hundreds of them.
+    that has seen some hundreds of them. `seen_share`: how many of the prompts the router was trained on.
     """
 
     source: str
@@ -95,6 +96,7 @@ class Evaluation:
     abstention_rate: float
     mean_novelty: float
     unknown_share: float
+    seen_share: float
     margin: float | None
     margin_stderr: float | None
     baselines: dict[str, Ranking | None]
@@ -134,7 +136,8 @@ def evaluate(
         choices, ability = router.stand_ins(), "typical"
     predictions = router.predict(inputs, choices)
     share = share_of(float(predictions.novelty.mean()))
-    return judge(predictions.adapted(share), found, pair, inputs, (strong, weak), ability, share)
+    seen = float(np.isin([digest(prompt) for prompt in found.prompts], router.seen).mean())
+    return judge(predictions.adapted(share), found, pair, inputs, (strong, weak), ability, share, seen)
 
 
 def judge(
@@ -145,10 +148,12 @@ def judge(
     models: tuple[str, str],
     ability: str,
     unknown_share: float = 0.0,
+    seen_share: float = 0.0,
 ) -> Evaluation:
     """Measure predictions for the strong and the weak model, in this order, of exactly the prompts of `group`.
 
-    `unknown_share` is what the predictions were adapted by, and is only told.
+    `unknown_share` is what the predictions were adapted by, and is only told; `seen_share` of the prompts is known to
+    the router, if it is not held-out predictions that are judged.
     """
     need = predictions.need
     table = _baselines(group, pair, features)
@@ -167,13 +172,14 @@ def judge(
         abstention_rate=float(predictions.abstains.mean()),
         mean_novelty=float(predictions.novelty.mean()),
         unknown_share=unknown_share,
+        seen_share=seen_share,
         margin=margin,
         margin_stderr=margin_error,
         baselines=table,
         subsets=_subsets(need, group, pair),
         curve=_points(need, pair),
         oracle_curve=_points(pair.strong - pair.weak, pair),
-        refusals=_refusals(ranking, table, pair, ability),
+        refusals=_refusals(ranking, table, pair, ability) + _seen_refusal(seen_share),
     )
 
 
@@ -270,6 +276,12 @@ def _refusals(router: Ranking, table: dict[str, Ranking | None], pair: Pair, abi
             hint = ", which was trained on labels of this data" if ability == "typical" and name in _LEARNT else ""
             found.append(f"does not beat {name}: {router.apgr_exact:.3f} against {rival.apgr_exact:.3f}{hint}")
     return found
+
+
+def _seen_refusal(share: float) -> list[str]:
+    if share <= _MAX_SEEN_SHARE:
+        return []
+    return [f"was trained on {share:.0%} of these prompts: what it says of them is no prediction"]
 
 
 def _number(value: float) -> float | None:

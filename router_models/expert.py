@@ -8,8 +8,7 @@ labels that a new source can learn from its first hundred.
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,7 @@ from router_models.trees import Forest
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
+_MAX_GAPS = 64  # every decision asks for the same few
 VIEWS = ("text", "trees", "transfer", "shape", "length")
 
 
@@ -85,6 +85,7 @@ class Expert:
     reference: Floats
     log_chars: tuple[float, float]
     lean: float
+    _gaps: dict[tuple[Ability, Ability], tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_factors(self) -> int:
@@ -108,15 +109,16 @@ class Expert:
 
     def usual_gap(self, strong: Ability, weak: Ability) -> tuple[float, float]:
         """Mean and standard deviation of P(strong right) - P(weak right) over usual prompts."""
-        return _usual_gap(self, strong, weak)
+        key = strong, weak
+        if (known := self._gaps.get(key)) is not None:
+            return known
+        difficulty = self.reference.astype(np.float64)
+        gap = strong.prob_right(difficulty) - weak.prob_right(difficulty)
+        if len(self._gaps) >= _MAX_GAPS:
+            self._gaps.clear()
+        found = self._gaps[key] = float(gap.mean()), float(gap.std())
+        return found
 
     def skill(self, model: str) -> float:
         """P(right) of a model on a prompt of mean difficulty."""
         return float(expit(self.abilities[model].intercept))
-
-
-@functools.lru_cache(maxsize=256)  # every decision asks for the same few
-def _usual_gap(expert: Expert, strong: Ability, weak: Ability) -> tuple[float, float]:
-    difficulty = expert.reference.astype(np.float64)
-    gap = strong.prob_right(difficulty) - weak.prob_right(difficulty)
-    return float(gap.mean()), float(gap.std())

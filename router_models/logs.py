@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from router_models.records import OutcomeRecord, PreferenceRecord, Record, Reque
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 # Of a file that a gateway is still writing, the last line may be there in part.
 OPEN_SUFFIX = ".open.jsonl"
+_Requests = dict[str, dict[str | None, RequestRecord]]  # by id, then by tenant
 _adapter: TypeAdapter[Record] = TypeAdapter(Record)
 
 
@@ -26,6 +27,7 @@ class LogSummary:
     """What of a log could not be learnt from, and why."""
 
     requests: int = 0
+    repeated: int = 0
     without_text: int = 0
     without_outcome: int = 0
     orphans: int = 0
@@ -33,18 +35,23 @@ class LogSummary:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """Requests by id in the order of the log, and results by request id and model."""
+    """Requests in the order of the log, and results by model, both by what `read_log` calls a request."""
 
     requests: dict[str, RequestRecord]
     results: dict[str, dict[str, float]]
     summary: LogSummary = field(default_factory=LogSummary)
 
 
-def read(path: Path) -> list[Group]:
-    """Groups of a folder of tables, of one log file or of a folder of log files; raises DataError."""
+def read(path: Path, tell: Callable[[LogSummary], None] = lambda _: None) -> list[Group]:
+    """Groups of a folder of tables, of one log file or of a folder of log files; raises DataError.
+
+    `tell` hears what of a log could not be learnt from.
+    """
     if (path / "prompts.parquet").exists():
         return read_tables(path)
-    groups = as_groups(read_log(path))
+    log = read_log(path)
+    groups = as_groups(log)
+    tell(log.summary)
     if not groups:
         raise DataError(f"{path} has no request with both its text and an outcome")
     return groups
@@ -53,19 +60,25 @@ def read(path: Path) -> list[Group]:
 def read_log(path: Path) -> Log:
     """All records of a file or of every log file of a folder; of two outcomes of one model the later counts.
 
-    An outcome from another tenant than the request's is an orphan, like one of an unknown request.
+    An outcome from another tenant than the request's is an orphan, like one of an unknown request. Request ids are the
+    clients' and may come again: of one tenant's requests with one id the latest counts, those of two tenants are two.
     """
     files = [path] if path.is_file() else sorted(file for s in _SUFFIXES for file in path.glob(f"*{s}"))
     if not files:
         raise DataError(f"{path} has neither prompts.parquet nor files ending in {' or '.join(_SUFFIXES)}")
-    requests: dict[str, RequestRecord] = {}
+    requests: _Requests = {}
     later: list[OutcomeRecord | PreferenceRecord] = []
+    summary = LogSummary()
     for record in (record for file in files for record in _records(file)):
         if isinstance(record, RequestRecord):
-            requests[record.request_id] = record
+            known = requests.setdefault(record.request_id, {})
+            earlier = known.get(record.tenant)
+            summary.repeated += earlier is not None
+            if earlier is None or earlier.time <= record.time:
+                known[record.tenant] = record
         else:
             later.append(record)
-    return _joined(requests, sorted(later, key=lambda record: record.time))
+    return _joined(requests, sorted(later, key=lambda record: record.time), summary)
 
 
 def as_groups(log: Log) -> list[Group]:
@@ -91,23 +104,39 @@ def prompt_of(record: RequestRecord) -> Prompt | None:
     return Prompt(turns, record.max_tokens, record.num_tools, record.response_format)
 
 
-def _joined(requests: dict[str, RequestRecord], later: Iterable[OutcomeRecord | PreferenceRecord]) -> Log:
-    log = Log(requests, {})
+def _joined(
+    requests: _Requests,
+    later: Iterable[OutcomeRecord | PreferenceRecord],
+    summary: LogSummary,
+) -> Log:
+    log = Log({_key(record, known): record for known in requests.values() for record in known.values()}, {}, summary)
     for record in later:
-        request = requests.get(record.request_id)
-        if request is None or not _may_judge(record, request):
-            log.summary.orphans += 1
+        known = requests.get(record.request_id, {})
+        request = _judged(record, known)
+        if request is None:
+            summary.orphans += 1
             continue
-        found = log.results.setdefault(record.request_id, {})
+        found = log.results.setdefault(_key(request, known), {})
         if isinstance(record, PreferenceRecord):
             found.update(record.scores)
         elif (model := record.model or (request.use.model if request.use else None)) is not None:
             found[model] = record.score
-    return Log(requests, {key: value for key, value in log.results.items() if value}, log.summary)
+    return Log(log.requests, {key: value for key, value in log.results.items() if value}, summary)
 
 
-def _may_judge(record: OutcomeRecord | PreferenceRecord, request: RequestRecord) -> bool:
-    return isinstance(record, PreferenceRecord) or record.tenant in (None, request.tenant)
+def _key(record: RequestRecord, known: Mapping[str | None, RequestRecord]) -> str:
+    """The id, with the tenant where several have sent it."""
+    return record.request_id if len(known) == 1 else f"{record.request_id} of {record.tenant}"
+
+
+def _judged(
+    record: OutcomeRecord | PreferenceRecord, known: Mapping[str | None, RequestRecord]
+) -> RequestRecord | None:
+    """The request that is meant: its own tenant's; where none is named, the only one with that id."""
+    tenant = record.tenant if isinstance(record, OutcomeRecord) else None
+    if tenant is not None:
+        return known.get(tenant)
+    return next(iter(known.values())) if len(known) == 1 else None
 
 
 def _records(path: Path) -> Iterator[Record]:

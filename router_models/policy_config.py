@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -41,7 +42,7 @@ Goal = Annotated[PriceGoal | ShareGoal | BoundGoal, Field(discriminator="kind")]
 class PolicyConfig(_Config):
     """How models are chosen. The dial of a request moves the goal, never the floor."""
 
-    name: str = Field(default="default", min_length=1, description="stamped on every decision")
+    name: str = Field(default="default", min_length=1, description="stamped on every decision, with a hash of the rest")
     goal: Goal = ShareGoal(strong_share=0.3)
     floor: str | None = Field(default=None, description="the least model that a tenant not among `floors` may be given")
     floors: dict[str, str] = Field(default_factory=dict, description="tenant: the least model it may be given")
@@ -50,3 +51,8 @@ class PolicyConfig(_Config):
     step_down_patience: int = Field(default=2, ge=1, description="turns in a row that must want a lesser model")
     warm_token_usd: float = Field(default=0.0, ge=0.0, description="price of computing one cached token again")
     step_down_tenants: tuple[str, ...] = Field(default=(), description="take a lesser model rather than a refusal")
+
+    @property
+    def version(self) -> str:
+        """The name, and a hash of all that it stands for: what decisions are stamped with."""
+        return f"{self.name}@{hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:8]}"

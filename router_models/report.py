@@ -19,6 +19,12 @@ _STYLE = (
 )
 
 
+HELD_OUT = (
+    "Probabilities are for prompts held out of what made them, ordered by their gap alone. Novelty and abstention are "
+    "those of the finished router, which knows these prompts; its leaning towards length on unknown ground is left out."
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Evaluations of one artifact. `how` says which data the figures were measured on."""

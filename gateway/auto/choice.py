@@ -43,7 +43,7 @@ class Choice:
             "reason": self.mechanism,
             "propensity": decision.propensity,
             "preferred": decision.preferred,
-            "policy": config.policy.name,
+            "policy": config.policy.version,
             "goal": config.policy.goal.model_dump(),
             "quality": situation.quality,
             "threshold": finite(situation.threshold),

@@ -28,6 +28,7 @@ from gateway.router_metrics import RouterMetrics
 from gateway.tenant import tenant_of
 from router_models.errors import PolicyError
 from router_models.policy import Candidate, Decision, Situation, decide
+from router_models.policy_config import BoundGoal
 from router_models.prompt import Prompt
 
 if TYPE_CHECKING:
@@ -154,7 +155,9 @@ class AutoChooser:
             return None
         finally:
             self._num_scoring -= 1
-        return score.adapted(active.drift.share)
+        # A bound is calibrated on needs as they are: moved ones would be held against a threshold of another scale.
+        is_bound = isinstance(self._config.policy.goal, BoundGoal)
+        return score if is_bound else score.adapted(active.drift.share)
 
     async def _candidates(
         self, request: GenerationRequest, prompt: Prompt, score: Score | None, known: Conversation | None

@@ -31,6 +31,7 @@ class FleetKeeper:
         self._known: frozenset[str] = frozenset()
         self._dead: set[str] = set()
         self._leaving: set[str] = set()
+        self._coming: set[str] = set()
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -63,19 +64,24 @@ class FleetKeeper:
             await asyncio.sleep(self._period_s)
 
     def _compare(self) -> None:
-        """Whoever is no longer among those that run has died, or drains: Serve takes it off its list first."""
+        """Whoever is no longer among those that run has died, or drains: Serve takes it off its list first.
+
+        It may come back, the same process: Serve reconfigures replicas in place, and lists them again afterwards.
+        """
         running = frozenset(self._placements.replicas)
         self._dead.update(self._placements.take_deaths())
         gone = (self._known | self._dead) - running
         for replica in gone:
             self._state.forget(replica)
-        self._leaving |= self._known - running - self._dead
+        self._leaving = (self._leaving - running) | (self._known - running - self._dead)
+        self._coming = (self._coming & running) | (running - self._known)
         self._known = running
 
     async def _announce(self) -> None:
         for replica in list(self._dead):
             await self._index.forget(replica)
             self._dead.discard(replica)
-        for replica in list(self._leaving):
-            await self._index.drain(replica)
-            self._leaving.discard(replica)
+        for group, drains in ((self._leaving, True), (self._coming, False)):
+            for replica in list(group):
+                await self._index.drain(replica, drains=drains)
+                group.discard(replica)

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 _UNUSABLE = "unhealthy"
-_LAST = "draining"
+_LAST = ("draining", "silent")
 Reason = Literal["warm", "cold", "load", "fallback", "none"]
 
 
@@ -53,6 +53,7 @@ class Candidate(NamedTuple):
     trust: float = 1.0  # warm tokens found over warm tokens promised
     healthy: bool = True
     draining: bool = False
+    silent: bool = False  # its engine has not spoken for a while, where others have
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +155,8 @@ def _draw(salt: bytes, replica: str) -> bytes:
 
 
 def _least_bad(usable: Sequence[Expectation]) -> Sequence[Expectation]:
-    """Bounds hold while they leave a choice; a draining replica is taken when there is no other."""
-    return [each for each in usable if each.set_aside != _LAST] or usable
+    """Bounds hold while they leave a choice; a draining or silent replica is taken when there is no other."""
+    return [each for each in usable if each.set_aside not in _LAST] or usable
 
 
 def _reason(best: Expectation, expectations: Sequence[Expectation]) -> Reason:
@@ -184,8 +185,9 @@ class _Fleet:
         self._rates = [self._rate_of(each) for each in candidates]
         # A replica of unknown load is taken for a usual one: neither idle, which would draw everyone, nor lost.
         self._queue = _mean([each.queued_tokens for each in candidates], 0.0)
-        mean_flight = _mean([each.in_flight for each in candidates], 0.0)
-        self._max_in_flight = weights.max_in_flight_ratio * mean_flight + weights.spare_in_flight
+        self._in_flight = _mean([each.in_flight for each in candidates], 0.0)
+        self._kv_use = _mean([each.kv_use for each in candidates], 0.0)
+        self._max_in_flight = weights.max_in_flight_ratio * self._in_flight + weights.spare_in_flight
         self._recent = [each.recent_tokens / rate for each, rate in zip(candidates, self._rates, strict=True)] or [0.0]
         self._least_recent_s = min(self._recent)
         self._max_recent_s = weights.max_recent_ratio * sum(self._recent) / len(self._recent) + weights.spare_recent_s
@@ -200,8 +202,9 @@ class _Fleet:
         request, weights = self._request, self._weights
         new = max(request.prompt_tokens - warm, 1)
         wait_s = (self._queue if candidate.queued_tokens is None else candidate.queued_tokens) / rate
-        decode_s = (candidate.in_flight or 0) / candidate.decode_rate if candidate.decode_rate else 0.0
-        kv_use = min(candidate.kv_use or 0.0, 0.99)
+        in_flight = self._in_flight if candidate.in_flight is None else candidate.in_flight
+        decode_s = in_flight / candidate.decode_rate if candidate.decode_rate else 0.0
+        kv_use = min(self._kv_use if candidate.kv_use is None else candidate.kv_use, 0.99)
         pressure_s = weights.kv_barrier_s * kv_use / (1 - kv_use)
         expected_s = wait_s + new / rate + decode_s + pressure_s
         copied_s = self._worth.lost(warm // request.block_size) / rate
@@ -244,7 +247,9 @@ class _Fleet:
         if not candidate.healthy:
             return _UNUSABLE
         if candidate.draining:
-            return _LAST
+            return "draining"
+        if candidate.silent:
+            return "silent"
         if candidate.kv_use is not None and candidate.kv_use > self._weights.max_kv_use:
             return "kv full"
         if candidate.in_flight is not None and candidate.in_flight > self._max_in_flight:

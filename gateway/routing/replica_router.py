@@ -119,8 +119,9 @@ class ReplicaRouter:
             pinned=view.pinned,
         )
         known = set(replicas)  # Redis may still know replicas that are gone
+        others_speak = view.source == "shared" and any(state.leased for state in view.replicas.values())
         candidates = tuple(
-            _candidate(state, self._block_size, state.replica not in unhealthy)
+            _candidate(state, self._block_size, state.replica not in unhealthy, others_speak)
             for state in view.replicas.values()
             if state.replica in known
         )
@@ -155,7 +156,7 @@ class ReplicaRouter:
         return hashes[view.matched_blocks] if view.matched_blocks < len(hashes) else self._rng.randbytes(8)
 
 
-def _candidate(state: ReplicaState, block_size: int, healthy: bool) -> Candidate:
+def _candidate(state: ReplicaState, block_size: int, healthy: bool, others_speak: bool) -> Candidate:
     return Candidate(
         state.replica,
         state.confirmed_blocks * block_size,
@@ -169,4 +170,5 @@ def _candidate(state: ReplicaState, block_size: int, healthy: bool) -> Candidate
         state.trust,
         healthy,
         state.draining,
+        others_speak and not state.leased,
     )

@@ -83,6 +83,11 @@ class Channel(asyncio.Protocol):
             self._watching = self._loop.call_later(self._patience_s, self._watch)
         return future
 
+    def abort(self) -> None:
+        """Lose the connection now."""
+        self._transport.abort()
+        self._lose(RedisConnectionError("the connection was given up"))
+
     async def close(self) -> None:
         """Harmless when repeated, and due after a loss too."""
         self._lose(RedisConnectionError("the connection was closed"))

@@ -20,11 +20,12 @@ _ATTENTION_S = 60.0
 
 @dataclass(slots=True)
 class _Sends:
-    """To one replica: by others, as seen; by ourselves, as sent and as Redis has confirmed."""
+    """To one replica: by others, as seen; by ourselves, as sent, as Redis has confirmed, and as it may have counted."""
 
     others: int
     sent: int = 0
     confirmed: int = 0
+    unsure: int = 0
 
 
 class Company:
@@ -47,6 +48,8 @@ class Company:
                 self._sends[replica.replica] = _Sends(replica.sends)
                 continue
             others = replica.sends - known.confirmed
+            own = min(max(others - known.others, 0), known.unsure)
+            known.unsure, known.others = known.unsure - own, known.others + own
             if others > known.others:
                 self._until = now + _ATTENTION_S
             if others > known.others or known.sent == known.confirmed:
@@ -61,13 +64,14 @@ class Company:
         """A request of our own is being counted there."""
         self._sends.setdefault(replica, _Sends(0)).sent += 1
 
-    def sent(self, replica: str, was_counted: bool) -> None:
-        """It was, or was not."""
+    def sent(self, replica: str, was_counted: bool | None) -> None:
+        """It was, or was not; None: nobody knows, for the answer did not come in time."""
         known = self._sends[replica]
         if was_counted:
             known.confirmed += 1
         else:
             known.sent -= 1
+            known.unsure += was_counted is None
 
     def forget(self, replica: str) -> None:
         """It is gone."""

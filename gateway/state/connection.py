@@ -15,22 +15,22 @@ import hashlib
 import os
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-from redis.asyncio import Redis
-from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 
-from gateway.state.channel import Answers, Channel
+from gateway.state.channel import Answers
 from gateway.state.config import StateConfig
+from gateway.state.dialler import Dialler
 from gateway.state.errors import StateUnavailableError
 from gateway.state.wire import Argument, head, pack
 
 Clock = Callable[[], int]
-_T = TypeVar("_T")
+# Hears what became of a script: True, it ran; False, it did not; None, nobody knows.
+Told = Callable[[bool | None], None]
+# Raised with every change of what keys hold: gateways and engines of two versions share nothing, and nobody misreads.
+_LAYOUT = 2
 _TIME = pack("TIME")
 
 # After this long nothing is expected any more, of a connection either.
@@ -77,16 +77,16 @@ class StateClient:
         password = os.environ.get(config.password_env) if config.password_env else None
         if config.password_env and password is None:
             raise StateUnavailableError(f"the environment variable {config.password_env} is not set")
-        self._redis = Redis.from_url(url, password=password, retry=Retry(NoBackoff(), 0), socket_timeout=None)
-        self._channel: Channel | None = None
-        self._dialling: asyncio.Task[Channel] | None = None
-        self.prefix = f"{config.namespace}:{{{fleet}}}"
+        self.prefix = f"{config.namespace}:{_LAYOUT}:{{{fleet}}}"
         self._clock = clock
         self._config = config
         self._timeout_s = timeout_s or config.timeout_s
         self._known: set[str] = set()  # scripts that Redis had when it was last asked
-        self._aside: set[asyncio.Task[None]] = set()
+        self._aside: set[asyncio.Task[Any]] = set()
         self._patience_s = max(_PATIENCE_S, self._timeout_s)
+        self._dialler = Dialler(url, password, self._patience_s)
+        self._refuses_writes = False
+        self._is_closed = False
         self._slow = 0
         self._pause_s = 0.0
         self._closed_until = 0.0
@@ -101,8 +101,7 @@ class StateClient:
         """Open a connection without the haste of a decision. Raises StateUnavailableError."""
         try:
             async with asyncio.timeout(self._patience_s):
-                channel = self._channel if self._is_connected else await asyncio.shield(self._dial())
-                assert channel is not None
+                channel = self._dialler.channel or await asyncio.shield(self._dialler.dial())
                 await channel.send(pack("PING"))
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             raise self._failed(str(error) or f"no answer within {self._patience_s:g} s") from error
@@ -116,15 +115,16 @@ class StateClient:
         except _UnknownScriptError:  # the first use, or Redis was restarted
             answer = (await self._ask(pack("EVAL", script.source, 0, *full)))[0]
         self._known.add(script.sha)
+        self._refuses_writes = False
         return answer
 
-    def tell(self, script: Script, *arguments: Argument, done: Callable[[bool], None]) -> None:
-        """Run a script whose answer nobody waits for; `done` hears whether it ran. Never raises."""
-        if not self.available:
+    def tell(self, script: Script, *arguments: Argument, done: Told) -> None:
+        """Run a script whose answer nobody waits for. Never raises."""
+        if self._is_closed or not self.available:
             done(False)
             return
-        channel = self._channel
-        if channel is None or not channel.is_open or script.sha not in self._known:
+        channel = self._dialler.channel
+        if channel is None or script.sha not in self._known:
             self._run_aside(script, arguments, done)
             return
 
@@ -133,14 +133,25 @@ class StateClient:
             if isinstance(error, ResponseError) and _is_unknown_script(error):
                 self._known.discard(script.sha)
                 self._run_aside(script, arguments, done)
-            else:
-                done(not future.cancelled() and error is None)
+                return
+            if isinstance(error, ResponseError):
+                self._refused(error)
+                done(False)
+                return
+            is_told = error is None and not future.cancelled()
+            self._refuses_writes = self._refuses_writes and not is_told
+            done(True if is_told else None)
 
         packed = pack("EVALSHA", script.sha, 0, *self._full(arguments))
         channel.send(packed, at_once=False).add_done_callback(answered)
 
     async def values(self, packed_keys: bytes, count: int) -> tuple[int, list[bytes | None]]:
-        """The time (ms), and the strings at `count` keys at that time. Raises StateUnavailableError."""
+        """The time (ms), and the strings at `count` keys at that time. Raises StateUnavailableError.
+
+        Also where Redis has refused a write since it last took one: what it holds is then no longer what is.
+        """
+        if self._refuses_writes:
+            raise StateUnavailableError("the shared state takes no writes")
         mget = head(b"MGET", count) + packed_keys
         if self._clock is not None:
             return self._clock(), (await self._ask(mget))[0]
@@ -152,37 +163,27 @@ class StateClient:
         return (await self._ask(pack(*words)))[0]
 
     async def close(self) -> None:
-        aside = [*self._aside, *([self._dialling] if self._dialling else [])]
-        for task in aside:
+        self._is_closed = True
+        for task in self._aside:
             task.cancel()
-        await asyncio.gather(*aside, return_exceptions=True)
-        if self._channel is not None:
-            await self._channel.close()
-        await self._redis.aclose()
-
-    @property
-    def _is_connected(self) -> bool:
-        return self._channel is not None and self._channel.is_open
+        await asyncio.gather(*self._aside, return_exceptions=True)
+        await self._dialler.close()
 
     def _full(self, arguments: tuple[Argument, ...]) -> tuple[Argument, ...]:
         return (self.prefix, "" if self._clock is None else self._clock(), *arguments)
 
-    def _run_aside(self, script: Script, arguments: tuple[Argument, ...], done: Callable[[bool], None]) -> None:
-        async def run() -> None:
-            try:
-                await self.run(script, *arguments)
-            except StateUnavailableError:
-                done(False)
-            else:
-                done(True)
+    def _run_aside(self, script: Script, arguments: tuple[Argument, ...], done: Told) -> None:
+        def over(task: asyncio.Task[Any]) -> None:
+            self._aside.discard(task)
+            done(None if task.cancelled() or task.exception() else True)
 
-        task = asyncio.ensure_future(run())
+        task = asyncio.ensure_future(self.run(script, *arguments))
         self._aside.add(task)
-        task.add_done_callback(self._aside.discard)
+        task.add_done_callback(over)
 
     async def _ask(self, commands: bytes, num_answers: int = 1) -> Answers:
         """The answers to packed commands that are sent together, if they come in time."""
-        if not self.available:
+        if self._is_closed or not self.available:
             raise StateUnavailableError("the shared state failed a moment ago")
         try:
             answers = await self._ask_channel(commands, num_answers)
@@ -191,58 +192,40 @@ class StateClient:
         except ResponseError as error:
             if _is_unknown_script(error):
                 raise _UnknownScriptError from error
-            raise self._failed(str(error)) from error
+            raise self._refused(error) from error
         except (RedisError, OSError) as error:
             raise self._failed(str(error)) from error
         self._slow, self._pause_s = 0, 0.0
         return answers
 
     async def _ask_channel(self, commands: bytes, num_answers: int) -> Answers:
-        if self._is_connected:
-            assert self._channel is not None
+        if (channel := self._dialler.channel) is not None:
             try:
-                return await self._wait(self._channel.send(commands, num_answers))
+                return await self._answer(channel.send(commands, num_answers))
             except RedisConnectionError:
                 pass  # closed while nobody used it, as far as can be known
-        channel = await self._wait(self._dial())
-        return await self._wait(channel.send(commands, num_answers))
+        dialling = self._dialler.dial()
+        await asyncio.wait({dialling}, timeout=self._timeout_s)
+        if not dialling.done():
+            raise TimeoutError
+        return await self._answer(dialling.result().send(commands, num_answers))
 
-    async def _wait(self, future: asyncio.Future[_T]) -> _T:
-        """Its result, within `timeout_s`: raises TimeoutError."""
-        loop, waiter = asyncio.get_running_loop(), future
-        if isinstance(future, asyncio.Task):  # goes on for the next caller
-            waiter = asyncio.shield(future)
+    async def _answer(self, future: asyncio.Future[Answers]) -> Answers:
+        """What it brings within `timeout_s`: raises TimeoutError."""
         # Not asyncio.timeout: after a stall of the event loop that gives up on answers that have already come.
-        timer = loop.call_later(self._timeout_s, _give_up, waiter)
+        timer = asyncio.get_running_loop().call_later(self._timeout_s, _give_up, future)
         try:
-            return await waiter
+            return await future
         finally:
             timer.cancel()
 
-    def _dial(self) -> asyncio.Task[Channel]:
-        """The attempt to connect that is under way: it may take longer than a decision may wait, and cancelling it
-        each time would never get a connection."""
-        if self._dialling is None:
-            self._dialling = asyncio.ensure_future(self._open())
-            self._dialling.add_done_callback(self._dialled)
-        return self._dialling
-
-    def _dialled(self, task: asyncio.Task[Channel]) -> None:
-        self._dialling = None
-        if not task.cancelled() and task.exception() is None:
-            self._channel = task.result()
-
-    async def _open(self) -> Channel:
-        if self._channel is not None:
-            await self._channel.close()
-        connection: AbstractConnection = self._redis.connection_pool.make_connection()  # type: ignore[no-untyped-call]
-        try:
-            async with asyncio.timeout(self._patience_s):
-                await connection.connect()
-        except BaseException:
-            await connection.disconnect(nowait=True)
-            raise
-        return Channel(connection, self._patience_s)
+    def _refused(self, error: ResponseError) -> StateUnavailableError:
+        """Full, or read-only: a Redis that can be read and not be told anything."""
+        self._refuses_writes = True
+        channel = self._dialler.channel
+        if str(error).startswith("READONLY") and channel is not None:
+            channel.abort()  # a failover: the address leads elsewhere by now
+        return self._failed(str(error))
 
     def _too_slow(self) -> StateUnavailableError:
         self._slow += 1
@@ -267,6 +250,6 @@ def _is_unknown_script(error: ResponseError) -> bool:
     return str(error).startswith("NOSCRIPT")
 
 
-def _give_up(future: asyncio.Future[Any]) -> None:
+def _give_up(future: asyncio.Future[Answers]) -> None:
     if not future.done():
         future.set_exception(TimeoutError())

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from engines.block_hash import BlockHash
 from gateway.state.company import Company
 from gateway.state.config import StateConfig
-from gateway.state.connection import Script, StateClient
+from gateway.state.connection import Script, StateClient, Told
 from gateway.state.depths import asked_depths, heat_depths
 from gateway.state.errors import StateUnavailableError
 from gateway.state.fleet_view import FleetView
@@ -76,7 +76,8 @@ class FleetState:
             self.counts.local_looks += 1
             return self._local.look(hashes, replicas, max_holders, self._clock(), session)
         self._local.remember(view)
-        self._company.look(view.replicas.values(), self._clock())
+        if view.num_trips == 1:  # what came earlier is not to be compared with what is known now
+            self._company.look(view.replicas.values(), self._clock())
         return view
 
     def reserve(
@@ -94,10 +95,12 @@ class FleetState:
         """Count the request at `replica`, and foretell that it will hold `hashes` beyond the confirmed ones."""
         reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock())
         self._company.sending(replica)
-        figures = self._figures(self._ledger.add(reservation))
-        self._tell(
+        totals = self._ledger.add(reservation)
+        self._report(
             CLAIM,
-            *(self._gateway, replica, *figures, *self._claim(reservation, sends=-1)),
+            replica,
+            totals,
+            *self._claim(reservation, sends=-1),
             done=functools.partial(self._company.sent, replica),
         )
         self._foretell(reservation, hashes, confirmed_blocks, expected_s, session)
@@ -138,8 +141,9 @@ class FleetState:
             )
         reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock())
         self._company.sending(replica)
-        figures = self._figures(self._ledger.add(reservation))
-        has_counted = False
+        totals = self._ledger.add(reservation)
+        figures = self._figures(totals)
+        has_counted: bool | None = None
         try:
             is_first = has_counted = bool(
                 await self._client.run(CLAIM, self._gateway, replica, *figures, *self._claim(reservation, sends))
@@ -156,6 +160,8 @@ class FleetState:
             self.counts.overtaken += 1
             self.finish(reservation, 0)  # takes it out of totals that may have been told meanwhile
             return None
+        if has_counted:
+            totals.arrived(figures[0])
         self._foretell(reservation, hashes, confirmed_blocks, expected_s, session)
         return reservation
 
@@ -188,13 +194,18 @@ class FleetState:
     async def heartbeat(self) -> None:
         """Renew the leases on this gateway's load; several times within load_lease_s."""
         figures: list[Argument] = []
-        for replica, totals in self._ledger.busy():
-            figures += [replica, totals.version, totals.queued_tokens, totals.in_flight]
-        if figures:
-            try:
-                await self._client.run(HEARTBEAT, self._gateway, self._lease_ms, *figures)
-            except StateUnavailableError:
-                self.counts.failed_reports += 1  # the next one says it all again
+        busy = [(replica, totals, totals.version) for replica, totals in self._ledger.busy()]
+        for replica, totals, version in busy:
+            figures += [replica, version, totals.queued_tokens, totals.in_flight]
+        if not figures:
+            return
+        try:
+            await self._client.run(HEARTBEAT, self._gateway, self._lease_ms, *figures)
+        except StateUnavailableError:
+            self.counts.failed_reports += 1  # the next one says it all again
+        else:
+            for _, totals, version in busy:
+                totals.arrived(version)
 
     def in_flight(self, replica: str) -> int:
         """Requests that this gateway has there."""
@@ -238,13 +249,23 @@ class FleetState:
         self._begin_telling()
         asyncio.get_running_loop().call_soon(foretell)
 
-    def _report(self, script: Script, replica: str, totals: Totals, *further: Argument) -> None:
-        self._tell(script, self._gateway, replica, *self._figures(totals), *further)
+    def _report(
+        self, script: Script, replica: str, totals: Totals, *further: Argument, done: Told | None = None
+    ) -> None:
+        version = totals.version
 
-    def _figures(self, totals: Totals) -> tuple[Argument, ...]:
+        def told(succeeded: bool | None) -> None:
+            if succeeded:
+                totals.arrived(version)
+            if done is not None:
+                done(succeeded)
+
+        self._tell(script, self._gateway, replica, *self._figures(totals), *further, done=told)
+
+    def _figures(self, totals: Totals) -> tuple[int, int, int, int]:
         return totals.version, totals.queued_tokens, totals.in_flight, self._lease_ms
 
-    def _tell(self, script: Script, *arguments: Argument, done: Callable[[bool], None] | None = None) -> None:
+    def _tell(self, script: Script, *arguments: Argument, done: Told | None = None) -> None:
         self._begin_telling()
         self._client.tell(script, *arguments, done=functools.partial(self._told, done))
 
@@ -252,7 +273,7 @@ class FleetState:
         self._num_telling += 1
         self._settled.clear()
 
-    def _told(self, done: Callable[[bool], None] | None, succeeded: bool) -> None:
+    def _told(self, done: Told | None, succeeded: bool | None) -> None:
         self._num_telling -= 1
         if not self._num_telling:
             self._settled.set()

@@ -32,6 +32,7 @@ class FleetView:
     holders: tuple[tuple[int, int], ...] = ()  # (depth, replicas whose match ends there), ascending, depth > 0
     heat: tuple[tuple[int, float], ...] = ()  # (depth, recent requests for that block), ascending
     pinned: str | None = None  # where the session's last request went
+    num_trips: int = 1  # to Redis: what is here was true at the first
     source: str = "shared"  # or "local": what this gateway knows by itself
     matched_blocks: int = field(init=False, default=0)
 

@@ -30,6 +30,11 @@ class Totals:
     version: int = 0
     queued_tokens: int = 0
     in_flight: int = 0
+    told: int = 0  # the last version that is known to have arrived
+
+    def arrived(self, version: int) -> None:
+        """So much has been told."""
+        self.told = max(self.told, version)
 
 
 class LoadLedger:
@@ -43,8 +48,12 @@ class LoadLedger:
         return self._totals.setdefault(replica, Totals())
 
     def busy(self) -> Iterator[tuple[str, Totals]]:
-        """Replicas where something is in flight."""
-        return ((replica, totals) for replica, totals in self._totals.items() if totals.in_flight)
+        """Replicas where something is in flight, or whose last word may not have arrived."""
+        return (
+            (replica, totals)
+            for replica, totals in self._totals.items()
+            if totals.in_flight or totals.told != totals.version
+        )
 
     def add(self, reservation: Reservation) -> Totals:
         totals = self.totals(reservation.replica)

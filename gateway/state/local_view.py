@@ -22,13 +22,13 @@ class LocalView:
         self._ledger = ledger
         self._max_blocks = max_blocks
         self._beliefs: OrderedDict[BlockHash, dict[str, float]] = OrderedDict()
-        self._sessions: OrderedDict[BlockHash, str] = OrderedDict()
+        self._sessions: OrderedDict[BlockHash, tuple[str, float]] = OrderedDict()
         self._seen: dict[str, ReplicaState] = {}
 
     def sent(self, replica: str, hashes: Iterable[BlockHash], now: float, session: BlockHash | None = None) -> None:
         """`replica` will hold these blocks, and has the session."""
         if session is not None:
-            self._sessions[session] = replica
+            self._sessions[session] = replica, now + _BELIEF_S
             self._sessions.move_to_end(session)
             if len(self._sessions) > _MAX_SESSIONS:
                 self._sessions.popitem(last=False)
@@ -67,7 +67,8 @@ class LocalView:
         for depth in depths.values():
             counts[depth] = counts.get(depth, 0) + 1
         deepest = sorted(depths, key=depths.__getitem__, reverse=True)[:max_holders]
-        pinned = None if session is None else self._sessions.get(session)
+        home, until = self._sessions.get(session, (None, now)) if session is not None else (None, now)
+        pinned = home if until > now else None
         names = dict.fromkeys((*deepest, *replicas, *([pinned] if pinned else [])))
         states = {replica: self._state(replica, depths.get(replica, 0)) for replica in names}
         return FleetView(replicas=states, holders=tuple(sorted(counts.items())), pinned=pinned, source="local")

@@ -67,17 +67,21 @@ class FleetReader:
         pinned = pin.decode() if pin else None
         self._names.learn(records)
         match = match_prefix(live, depths, blocks, predictions, now)
-        holders = await self._holders(match.deepest(max_holders, next(self._turns)), pinned, records)
+        holders, num_trips = await self._holders(match.deepest(max_holders, next(self._turns)), pinned, records)
         shown = dict.fromkeys((*holders, *replicas, *([pinned] if pinned else [])))
         return FleetView(
             replicas={name: self._state(name, records[name], match, now) for name in shown},
             holders=match.holders(),
             heat=tuple((depth, self._uses(value, now)) for depth, value in zip(counted, heat, strict=True)),
             pinned=pinned,
+            num_trips=num_trips,
         )
 
-    async def _holders(self, slots: Sequence[int], pinned: str | None, records: Records) -> list[str]:
-        """The replicas behind `slots`; their records and that of `pinned` are then among `records`."""
+    async def _holders(self, slots: Sequence[int], pinned: str | None, records: Records) -> tuple[list[str], int]:
+        """The replicas behind `slots`, and how many trips the look has taken.
+
+        Their records and that of `pinned` are then among `records`.
+        """
         missing = [slot for slot in slots if slot not in self._names]
         if missing:
             names = await self._client.command("HMGET", f"{self._client.prefix}:slots", *missing)
@@ -89,7 +93,7 @@ class FleetReader:
             records.update(zip(unread, values, strict=True))
             self._names.learn({name: records[name] for name in unread})
         # Looks run beside each other: what another one learned meanwhile is not in this one's records.
-        return [name for name in self._names.of(slots) if name in records]
+        return [name for name in self._names.of(slots) if name in records], 2 if missing or unread else 1
 
     def _state(self, replica: str, record: bytes | None, match: PrefixMatch, now: int) -> ReplicaState:
         depths = match.confirmed, match.predicted

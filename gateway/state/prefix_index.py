@@ -126,10 +126,10 @@ return 'ok'
 _DRAIN = Script(
     RECORD_LUA
     + """
--- ARGV: replica
+-- ARGV: replica, 1 or 0
 local r, tail = read_record(ARGV[3])
-if r[SLOT] > 0 then
-  r[DRAINING] = 1
+if r[SLOT] > 0 and r[DRAINING] ~= tonumber(ARGV[4]) then
+  r[DRAINING] = tonumber(ARGV[4])
   write_record(ARGV[3], r, tail)
 end
 return 1
@@ -221,9 +221,9 @@ class PrefixIndex:
         )
         return Applied(answer.decode())
 
-    async def drain(self, replica: str) -> None:
-        """It ends soon: no new prefixes."""
-        await self._client.run(_DRAIN, replica)
+    async def drain(self, replica: str, *, drains: bool = True) -> None:
+        """It ends soon: no new prefixes. Or it does not, after all."""
+        await self._client.run(_DRAIN, replica, int(drains))
 
     async def forget(self, replica: str) -> None:
         """It is gone: its claims and its load are no longer believed."""

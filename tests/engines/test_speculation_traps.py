@@ -557,6 +557,8 @@ class TestCancelling:
         stats = engine.core.stats()
         assert (stats.num_running, stats.num_blocks_used, stats.num_speculation_failures) == (0, 0, 1)
         assert "broken drafter" in caplog.text
+        if method != "forget":
+            engine.assert_idle()
 
     def test_a_preempted_and_cancelled_sequence_is_remembered(self) -> None:
         engine = Engine({}, 3, model=1.0, num_blocks=9)

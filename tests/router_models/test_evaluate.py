@@ -93,6 +93,14 @@ def test_unknown_models_are_stood_in_for_and_it_is_said(trained: Trained) -> Non
     assert evaluate(trained.router, renamed, "big", "small").ability == "typical"
 
 
+def test_a_router_that_is_shown_its_own_lessons_is_not_recommended(trained: Trained, evaluation: Evaluation) -> None:
+    group = trained.groups[0]
+    found = evaluate(trained.router, group, *_PAIR)
+    assert found.seen_share == 1.0
+    assert "trained on 100% of these prompts" in found.refusals[-1]
+    assert evaluation.seen_share < 0.02
+
+
 def test_the_document_is_strict_json(evaluation: Evaluation) -> None:
     document = json.loads(json.dumps(evaluation.document(), allow_nan=False))
     assert {"n", "strong", "weak", "router", "baselines"} <= set(document)

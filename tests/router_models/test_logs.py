@@ -121,3 +121,18 @@ def test_files_that_were_closed_since_the_folder_was_listed_are_found(tmp_path: 
     _write(tmp_path / "a.jsonl", _request(1))
     _write(tmp_path / "b.jsonl.gz", _request(2))
     assert list(read_log(_ListedBefore(tmp_path)).requests) == ["1", "2"]
+
+
+def test_ids_are_the_clients_and_come_again(tmp_path: Path) -> None:
+    """The gateway writes one file after another, and the open one sorts before those that are compressed."""
+    early, late = _request(1, tenant="a"), _request(1, tenant="a").model_copy(update={"time": 1e9, "max_tokens": 7})
+    other = _request(1, tenant="b")
+
+    def outcome(score: float, tenant: str | None) -> OutcomeRecord:
+        return OutcomeRecord(request_id="1", time=score, label="feedback", score=score, tenant=tenant)
+
+    path = _write(tmp_path / "a.jsonl", late, early, other, outcome(0.25, "a"), outcome(0.75, "b"), outcome(0.9, None))
+    log = read_log(path)
+    assert {key: record.max_tokens for key, record in log.requests.items()} == {"1 of a": 7, "1 of b": None}
+    assert log.results == {"1 of a": {"small": 0.25}, "1 of b": {"small": 0.75}}
+    assert (log.summary.repeated, log.summary.orphans) == (1, 1)

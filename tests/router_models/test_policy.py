@@ -224,3 +224,13 @@ def test_a_warm_prefix_raises_the_gain_that_pays_for_going_up() -> None:
     warm = Candidate("cheap", 0.001, 0.5, warm_tokens=5000)
     assert _decide(policy, (warm, _MIDDLE, _DEAR), threshold=None, current="cheap").mechanism == "held"
     assert _decide(policy, threshold=None, current="cheap").model == "middle"
+
+
+def test_a_policy_that_was_edited_is_another_version() -> None:
+    first, same, edited = (
+        PolicyConfig(name="p", exploration=0.02),
+        PolicyConfig(name="p", exploration=0.02),
+        PolicyConfig(name="p", exploration=0.03),
+    )
+    assert first.version == same.version != edited.version
+    assert first.version.startswith("p@")

@@ -166,6 +166,18 @@ async def test_new_traffic_does_not_break_the_promised_share() -> None:
     assert abs(np.mean(found) - 0.2) <= 0.02
 
 
+async def test_a_bound_is_held_against_needs_as_they_were_calibrated() -> None:
+    """However strange the traffic is: what is not understood goes to the strong model anyway."""
+    bound = {"goal": {"kind": "bound", "max_quality_loss": 0.05}, "exploration": 0.0}
+    config = auto_config("default", bound, calibration="/nowhere")
+    async with _chooser(config, FixedThreshold(0.3)) as chooser:
+        for _ in range(400):
+            await chooser.choose(_request("0.8?"))
+        choice = await chooser.choose(_request("0.8"))
+    assert choice.score is not None
+    assert choice.score.need == 0.8
+
+
 async def test_within_the_share_a_request_that_is_not_understood_comes_first() -> None:
     quantile = OnlineQuantile(0.3, list(np.linspace(0, 1, 100)))
     async with _chooser(auto_config("default"), ShareThreshold(quantile)) as chooser:
@@ -217,7 +229,7 @@ async def test_a_receipt_has_all_that_decided() -> None:
     async with _chooser(config) as chooser:
         told = (await _talk(chooser, "0.5", cache_salt="bank", max_tokens=100))[0].receipt(config)
     assert (told["asked"], told["chosen"], told["reason"], told["preferred"]) == ("auto", STRONG, "model", STRONG)
-    assert (told["policy"], told["artifact"], told["floor"]) == ("mine", "0123456789ab", WEAK)
+    assert (told["policy"], told["artifact"], told["floor"]) == (config.policy.version, "0123456789ab", WEAK)
     assert (told["propensity"], told["quality"], told["threshold"], told["abstains"]) == (1.0, 0.5, None, False)
     assert (told["strong_win_prob"], told["novelty"], told["conversation"]) == (0.5, 0.1, None)
     weak, strong = told["candidates"]  # type: ignore[misc]

@@ -67,6 +67,15 @@ async def test_who_leaves_drains_and_who_dies_is_forgotten(
     assert view.replicas["r1"].confirmed_blocks == 5
 
 
+async def test_who_comes_back_is_used_again(keeper: FleetKeeper, state: FleetState, placements: Placements) -> None:
+    """The same process under the same epoch, as after a reconfiguration in place."""
+    placements.replicas = ("r2",)
+    await keeper.keep()
+    placements.replicas = ("r1", "r2")
+    await keeper.keep()
+    assert not (await state.look([], ["r1"], 0)).replicas["r1"].draining
+
+
 async def test_announcements_wait_for_a_state_that_is_away(
     config: StateConfig, state: FleetState, placements: Placements, client: StateClient
 ) -> None:
@@ -76,6 +85,9 @@ async def test_announcements_wait_for_a_state_that_is_away(
     placements.replicas = ("r2",)
     await keeper.keep()
     assert keeper._leaving == {"r1"}
+    placements.replicas = ("r1", "r2")
+    await keeper.keep()
+    assert not keeper._leaving
     await away.close()
 
 

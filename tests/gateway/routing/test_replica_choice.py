@@ -227,3 +227,19 @@ def test_a_session_stays_where_it_was_while_that_costs_little() -> None:
     assert choose(near, candidate("idle")).replica == "idle", "of no session"
     assert choose(candidate("home", draining=True), candidate("idle"), asked=asked).replica == "idle"
     assert choose(candidate("idle"), asked=asked).replica == "idle", "its replica is gone"
+
+
+def test_an_unknown_load_is_a_usual_one() -> None:
+    """Neither idle nor lost: it stands between the replicas that are known."""
+    unknown = candidate("unknown", queued_tokens=None, in_flight=None, kv_use=None, decode_rate=10.0)
+    calm = candidate("calm", in_flight=2, kv_use=0.1, decode_rate=10.0)
+    busy = candidate("busy", in_flight=20, kv_use=0.9, decode_rate=10.0)
+    found = {each.replica: each.expected_s for each in choose(unknown, calm, busy).expectations}
+    assert found["calm"] < found["unknown"] < found["busy"]
+
+
+def test_a_replica_that_fell_silent_comes_last() -> None:
+    silent = candidate("silent", silent=True)
+    assert choose(silent, candidate("busy", queued_tokens=5000.0)).replica == "busy"
+    assert choose(silent, candidate("leaves", draining=True)).replica is not None
+    assert choose(silent).replica == "silent"

@@ -180,3 +180,15 @@ async def test_a_session_without_a_prefix_in_common_stays_on_its_replica(router:
     homes = {session: await go(session) for session in (first, other)}
     for _ in range(6):
         assert {session: await go(session) for session in homes} == homes
+
+
+async def test_a_replica_whose_engine_fell_silent_gets_nothing_while_others_speak(
+    router: ReplicaRouter, index: PrefixIndex, clock: Clock, config: StateConfig
+) -> None:
+    clock.now_s += config.replica_lease_s + 1
+    for replica in REPLICAS[1:]:
+        await index.apply(replica, "1", 1)
+    chosen = {(await route(router, f"new {number}")).decision.replica for number in range(12)}
+    assert chosen == set(REPLICAS[1:])
+    clock.now_s += config.replica_lease_s + 1  # nobody speaks: the fleet may have no such engines
+    assert (await route(router, "later")).decision.replica is not None

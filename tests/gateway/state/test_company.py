@@ -74,3 +74,16 @@ def test_a_replica_that_is_gone_is_forgotten_unless_something_is_on_its_way() ->
     assert company.sends("r") == 8
     company.forget("r")
     assert company.sends("r") == 0
+
+
+def test_what_redis_may_have_counted_is_no_company() -> None:
+    """A claim whose answer came too late."""
+    company = settled()
+    for number in range(3):
+        company.sending("r")
+        company.sent("r", None)
+        look(company, 8 + number, 5.0)
+        assert company.is_alone(5.0)
+        assert company.sends("r") == 8 + number
+    look(company, 11, 5.0)
+    assert not company.is_alone(5.0), "this one was not ours"

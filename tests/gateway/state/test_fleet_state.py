@@ -108,6 +108,7 @@ async def test_alone_it_claims_without_waiting_and_is_overtaken_by_itself_only(
     index: PrefixIndex, client: StateClient, config: StateConfig, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     state = FleetState(client, config, "alone", clock)
+    send(state)  # Redis knows the scripts from now on
     await seen(state)
     clock.now_s += 5
     sends = (await seen(state)).sends
@@ -121,7 +122,7 @@ async def test_alone_it_claims_without_waiting_and_is_overtaken_by_itself_only(
         assert await claim(state, sends) is None
     assert state.counts.overtaken == 1
     after = await seen(state)
-    assert (after.queued_tokens, after.in_flight, after.sends) == (1000, 1, sends + 1)
+    assert (after.in_flight, after.sends) == (2, sends + 1)
     assert await claim(state, after.sends) is not None
     await state.settled()
 
@@ -374,3 +375,21 @@ async def test_a_redis_restarted_empty_is_filled_by_heartbeats(tmp_path_factory:
     finally:
         await client.close()
         server.stop()
+
+
+async def test_an_end_that_could_not_be_told_is_told_later(
+    gateways: tuple[FleetState, FleetState], client: StateClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = gateways
+    one = send(first)
+    await first.settled()
+    with monkeypatch.context() as patch:
+        patch.setattr(client, "_closed_until", float("inf"))
+        first.first_token(one, 0)
+        first.finish(one, 3)
+        await first.settled()
+    assert (await seen(second)).in_flight == 1
+    await first.heartbeat()
+    after = await seen(second)
+    assert (after.in_flight, after.queued_tokens) == (0, 0)
+    assert not list(first._ledger.busy())

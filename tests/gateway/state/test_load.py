@@ -29,6 +29,9 @@ def test_totals_are_the_sums_of_what_is_open(
             assert totals.queued_tokens == sum(each.new_tokens for each in here if each.first_token_at is None)
             assert totals.version >= versions[replica]
             versions[replica] = totals.version
+    assert {replica for replica, _ in ledger.busy()} == {each.replica for each in reservations}, "nothing was told yet"
+    for replica in "ab":
+        ledger.totals(replica).arrived(ledger.totals(replica).version)
     assert {replica for replica, _ in ledger.busy()} == {each.replica for each in reservations if not each.ended}
 
 

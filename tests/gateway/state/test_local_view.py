@@ -30,6 +30,7 @@ def test_it_knows_where_a_session_was() -> None:
     view = local.look([], ["r3"], 8, now=1.0, session=session)
     assert (view.pinned, list(view.replicas)) == ("r1", ["r3", "r1"])
     assert local.look([], ["r3"], 8, now=1.0, session=other).pinned is None
+    assert local.look([], ["r3"], 8, now=121.0, session=session).pinned is None
 
 
 def test_it_keeps_so_many_blocks() -> None:
