@@ -25,7 +25,8 @@ from drafting.speculator import Chosen
 from drafting.verify import accepted_prefix
 from engines.admission import Limits, check_request
 from engines.batch import build_batch
-from engines.block_pool import BlockObserver, BlockPool
+from engines.block_journal import BlockObserver
+from engines.block_pool import BlockPool
 from engines.counters import Counters
 from engines.drawn import Drawn, SampledToken
 from engines.kv_cache import KVCacheManager

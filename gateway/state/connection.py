@@ -101,7 +101,9 @@ class StateClient:
         """Open a connection without the haste of a decision. Raises StateUnavailableError."""
         try:
             async with asyncio.timeout(self._patience_s):
-                channel = self._dialler.channel or await asyncio.shield(self._dialler.dial())
+                channel = self._dialler.channel
+                if channel is None:
+                    channel = await asyncio.shield(self._dialler.dial())
                 await channel.send(pack("PING"))
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
             raise self._failed(str(error) or f"no answer within {self._patience_s:g} s") from error
