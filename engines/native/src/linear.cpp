@@ -34,7 +34,7 @@ template <class Words>
 struct Kernel {
     static constexpr int64_t kRows = 1;
 
-    static void run(const Tile& tile, int64_t) {
+    static void run(const LinearTile& tile, int64_t) {
         for (int64_t step = 0; step < tile.steps; ++step) {
             const bool half = tile.half_last && step + 1 == tile.steps;
             Words::step(tile.words + step * kPanel, tile.input + step * kWordBytes, half, tile.sums);

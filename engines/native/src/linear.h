@@ -65,7 +65,7 @@ inline int64_t steps_of(const PackedWeight& weight) {
 inline int64_t width_of(Epilogue epilogue) { return epilogue == Epilogue::none ? kPanel : kPanel / 2; }
 
 // A tile's work: sums [rows, kPanel] += input words [rows, steps] * panel words [steps, kPanel].
-struct Tile {
+struct LinearTile {
     const char* input;    // first word of the first row
     int64_t input_bytes;  // from row to row
     const uint32_t* words;
@@ -118,14 +118,14 @@ inline void begin_sums(const float* bias, float* sums, int64_t rows) {
 
 // One block of steps of one panel, for all rows, in tiles of nearly equal height.
 template <class Kernel>
-void pass_block(Tile tile, int64_t rows, bool last) {
+void pass_block(LinearTile tile, int64_t rows, bool last) {
     const int64_t tiles = (rows + Kernel::kRows - 1) / Kernel::kRows;
     const char* next = reinterpret_cast<const char*>(tile.words + kBlockSteps * kPanel);
     tile.prefetch_lines = (kStepLines + tiles - 1) / tiles;
     const bool half_last = tile.half_last && last;
     for (int64_t index = 0, row = 0; index < tiles; ++index) {
         const int64_t height = (rows - row + tiles - index - 1) / (tiles - index);
-        Tile one = tile;
+        LinearTile one = tile;
         one.input += row * tile.input_bytes;
         one.sums += row * kPanel;
         one.half_last = half_last;
@@ -142,7 +142,7 @@ void pass_panel(const LinearCall& call, int64_t panel, int64_t first_row, int64_
     const int64_t steps = steps_of(weight), value_bytes = weight.dtype == Dtype::bf16 ? 2 : 4;
     alignas(64) float sums[kMaxRowBlock * kPanel];
     begin_sums(weight.bias == nullptr ? nullptr : weight.bias + panel * kPanel, sums, rows);
-    Tile tile{};
+    LinearTile tile{};
     tile.input_bytes = call.input_stride * value_bytes;
     tile.sums = sums;
     tile.half_last = weight.dtype == Dtype::bf16 && weight.in_features % 2 != 0;

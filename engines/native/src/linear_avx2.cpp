@@ -49,7 +49,7 @@ struct Fp32Words {
 };
 
 template <class Words, int Rows>
-void run_columns(const Tile& tile, int first_column) {
+void run_columns(const LinearTile& tile, int first_column) {
     __m256 sums[Rows][2];
     float* at = tile.sums + first_column;
     for (int row = 0; row < Rows; ++row) {
@@ -68,7 +68,7 @@ void run_columns(const Tile& tile, int first_column) {
 }
 
 template <class Words, int Rows>
-void run_tile(const Tile& tile) {
+void run_tile(const LinearTile& tile) {
     for (int column = 0; column < kPanel; column += kColumns) run_columns<Words, Rows>(tile, column);
 }
 
@@ -76,7 +76,7 @@ template <class Words>
 struct Kernel {
     static constexpr int64_t kRows = 4;
 
-    static void run(const Tile& tile, int64_t rows) {
+    static void run(const LinearTile& tile, int64_t rows) {
         switch (rows) {
             case 1: return run_tile<Words, 1>(tile);
             case 2: return run_tile<Words, 2>(tile);

@@ -54,7 +54,7 @@ struct Sums {
 };
 
 template <class Words, int Rows>
-void run_tile(const Tile& tile) {
+void run_tile(const LinearTile& tile) {
     Sums<Words, Rows> sums;
 #pragma GCC unroll 8
     for (int row = 0; row < Rows; ++row) {
@@ -81,7 +81,7 @@ template <class Words>
 struct Kernel {
     static constexpr int64_t kRows = 6;  // 24 registers of sums, 4 of weights, 1 of input
 
-    static void run(const Tile& tile, int64_t rows) {
+    static void run(const LinearTile& tile, int64_t rows) {
         switch (rows) {
             case 1: return run_tile<Words, 1>(tile);
             case 2: return run_tile<Words, 2>(tile);
