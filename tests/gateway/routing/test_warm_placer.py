@@ -189,6 +189,24 @@ async def test_those_to_avoid_are_avoided(placer: WarmPlacer) -> None:
     assert not placer.has_other(frozenset({"r1", "r2"}))
 
 
+async def test_a_session_stays_and_is_its_tenants_own(placer: WarmPlacer) -> None:
+    """Text, of which no gateway knows what is warm; the same name from two tenants."""
+
+    async def go(salt: str) -> tuple[str | None, object]:
+        request = replace(_request(f"{salt}{next(SAME_MODEL)}", salt, TextPrompt("hi")), session="talk")
+        entry: dict[str, Any] = {}
+        seat = await placer.place(request, frozenset(), entry)
+        seat.leave()
+        await placer.state.settled()
+        return seat.replica, entry["session_was_at"]
+
+    home, known = await go("a")
+    assert known is None
+    assert await go("b") != (home, home), "what another tenant has said is not known"
+    for _ in range(5):
+        assert await go("a") == (home, home)
+
+
 async def test_text_is_placed_by_load_alone(placer: WarmPlacer) -> None:
     entry: dict[str, Any] = {}
     seat = await placer.place(_request(prompt=TextPrompt("hi")), NOBODY, entry)
