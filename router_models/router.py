@@ -28,8 +28,6 @@ Floats = NDArray[np.float32]
 NOVEL = 0.99
 _GUARD_FROM = 0.9
 _MOST_DEVIATIONS = 3.0
-# With so many labels a new expert counts as much as those it was trained on top of, where they know the models.
-_BASE_ROWS = 300.0
 _LOG_CHARS = FEATURE_NAMES.index("log_chars")
 _STRONG_SHARE, _WEAK_SHARE = 1 / 3, 1 / 3
 
@@ -106,8 +104,7 @@ class Router:
         return self._read(features, len(self.layers))[0]
 
     def candidates(self, models: Sequence[str], source: str | None = None) -> list[list[Candidate]]:
-        """For each expert that knows all these models, their abilities; `source` first, and if it is one, no others but
-        those that its expert was trained on top of.
+        """For each expert that knows all these models, their abilities; `source` first, and alone if it is one.
 
         Names match without organisation, case and spelling of version dots. Raises UnknownModelError.
         """
@@ -117,13 +114,10 @@ class Router:
             if all(canonical_name(model) in names for model in models):
                 abilities = [expert.abilities[names[canonical_name(model)]] for model in models]
                 found[i] = [Candidate(i, ability, expert.source == source) for ability in abilities]
+        own = [candidates for i, candidates in found.items() if self.experts[i].source == source]
         if not found:
             raise UnknownModelError(f"no source of this artifact knows {' and '.join(models)} together")
-        own = max((i for i in found if self.experts[i].source == source), default=None)
-        if own is None:
-            return list(found.values())
-        below = [found[i] for i in found if self._layer(i) < self._layer(own)]
-        return [found[own], *below]
+        return own[-1:] or list(found.values())
 
     def stand_ins(self) -> list[list[Candidate]]:
         """A typical strong and a typical weak model of every expert, for models that nobody knows."""
@@ -140,35 +134,23 @@ class Router:
     def predict(self, prompts: Sequence[Prompt] | Features, choices: Sequence[Sequence[Candidate]]) -> Predictions:
         """Probabilities for the models of `choices`: the same models at each of some experts, averaged.
 
-        Where the first of them is the prompts' own source's and was trained on top of the others, it counts for as much
-        as it has labels: a hundred say little beside what was known before.
-
         The need leans towards prompt length where a prompt is unlike what an expert was fitted to: by as much as that
         helped on subjects left out of its own source, altogether where the prompts are of another source.
         """
         features = prompts if isinstance(prompts, Features) else extract(prompts)
         signals, text = self._read(features, len(self.layers) - 1, self._layer_of(choices))
         answers = [self._ask(features, signals, text, models) for models in choices]
-        weights = self._weights(choices)
         return Predictions(
-            prob_right=np.average([answer.prob_right for answer in answers], axis=0, weights=weights),
+            prob_right=np.mean([answer.prob_right for answer in answers], axis=0),
             novelty=np.min([answer.novelty for answer in answers], axis=0),
-            need=np.average([answer.need for answer in answers], axis=0, weights=weights),
-            unknown_need=np.average([answer.adapted(1.0).need for answer in answers], axis=0, weights=weights),
+            need=np.mean([answer.need for answer in answers], axis=0),
+            unknown_need=np.mean([answer.adapted(1.0).need for answer in answers], axis=0),
         )
 
-    def _weights(self, choices: Sequence[Sequence[Candidate]]) -> list[float]:
-        own, others = choices[0][0], len(choices) - 1
-        if not (own.is_own and others):
-            return [1.0] * len(choices)
-        return [self.experts[own.expert].num_rows, *[_BASE_ROWS / others] * others]
-
     def _layer_of(self, choices: Sequence[Sequence[Candidate]]) -> int:
-        return max(self._layer(models[0].expert) for models in choices)
-
-    def _layer(self, expert: int) -> int:
         ends = np.cumsum([len(layer) for layer in self.layers])
-        return int(np.searchsorted(ends, expert, side="right"))
+        deepest = max(models[0].expert for models in choices)
+        return int(np.searchsorted(ends, deepest, side="right"))
 
     def _ask(self, features: Features, signals: Floats, text: Floats, models: Sequence[Candidate]) -> Predictions:
         expert = self.experts[models[0].expert]

@@ -108,7 +108,7 @@ def test_traffic_of_another_source_is_taken_for_unknown_and_its_own_labels_teach
         own = world(count, seed=5, source="mine", models=_PAIR)
         router = train([own], base=trained.router).router
         choices = router.candidates(_PAIR, "mine")
-        assert [models[0].is_own for models in choices] == [True, False, False], "and what it was trained on top of"
+        assert all(model.is_own for models in choices for model in models)
         scores.append(apgr_exact(router.predict(test.prompts, choices).need, test.pair(*_PAIR)))
     assert scores[0] > 0.55
     assert scores[1] > 0.64
@@ -159,14 +159,3 @@ def test_too_few_labels_are_refused() -> None:
         train([world(10)])
     with pytest.raises(DataError, match="nothing"):
         train([])
-
-
-def test_few_labels_leave_what_was_known_before_in_place(trained: Trained) -> None:
-    """The same models on the same kind of traffic: forty labels say less than the base does."""
-    test, own = world(1500, seed=9, source="mine", models=_PAIR), world(40, seed=5, source="mine", models=_PAIR)
-    router = train([own], base=trained.router).router
-    known = trained.router.predict(test.prompts, trained.router.candidates(_PAIR, "world"))
-    alone = router.predict(test.prompts, router.candidates(_PAIR, "mine")[:1])
-    both = router.predict(test.prompts, router.candidates(_PAIR, "mine"))
-    scores = [apgr_exact(found.need, test.pair(*_PAIR)) for found in (alone, both, known)]
-    assert scores[0] < scores[1] > scores[2] - 0.03
