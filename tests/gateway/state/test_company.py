@@ -33,6 +33,22 @@ def test_own_requests_are_no_company() -> None:
         assert company.is_alone(4.0)
 
 
+def test_what_is_counted_but_not_yet_confirmed_may_be_our_own() -> None:
+    """The first use of a script takes a second trip, which a look may overtake."""
+    company = settled()
+    company.sending("r")
+    look(company, 8, 5.0)
+    assert company.is_alone(5.0)
+    company.sent("r", True)
+    look(company, 8, 5.0)
+    assert company.is_alone(5.0)
+    company.sending("r")
+    look(company, 9, 5.0)  # another one's: ours was not counted yet
+    company.sent("r", True)
+    look(company, 10, 6.0)
+    assert not company.is_alone(6.0)
+
+
 def test_a_request_of_another_is_noticed_and_remembered_for_a_while() -> None:
     company = settled()
     company.sending("r")
