@@ -79,7 +79,7 @@ class WarmPlacer:
         entry.pop("placed_by_serve", None)
         entry |= explanation(None if routed is None else routed.explained, prompt_tokens)
         self.counts.decided(time.perf_counter() - began, routed)
-        return WarmSeat(self, request, hashes, prompt_tokens, routed, avoid, entry)
+        return WarmSeat(self, request.request_id, session, hashes, prompt_tokens, routed, avoid, entry)
 
     async def explain(self, request: GenerateRequest) -> JsonObject:
         """See Placer.explain."""
@@ -117,7 +117,8 @@ class WarmSeat:
     def __init__(
         self,
         placer: WarmPlacer,
-        request: GenerateRequest,
+        request_id: str,
+        session: BlockHash | None,
         hashes: Sequence[BlockHash],
         prompt_tokens: int,
         routed: Routed | None,
@@ -125,8 +126,8 @@ class WarmSeat:
         entry: JsonObject,
     ) -> None:
         self._placer = placer
-        self._request_id = request.request_id
-        self._session = _session(request)
+        self._request_id = request_id
+        self._session = session
         self._hashes = hashes
         self._prompt_tokens = prompt_tokens
         self._routed = routed
@@ -135,7 +136,7 @@ class WarmSeat:
         self._num_output_tokens = 0
         self._is_over = False
         self._loop = asyncio.get_running_loop()
-        placer.placements.make_wish(request.request_id, Wish(self.replica, avoid, self._on_placed))
+        placer.placements.make_wish(request_id, Wish(self.replica, avoid, self._on_placed))
 
     @property
     def replica(self) -> str | None:
