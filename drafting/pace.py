@@ -19,10 +19,13 @@ _IDLE_STEPS = 4
 _MAX_REST_PERIOD = 8
 # Once the steps in which drafts were looked for have lost so much of a step, all told, beside plain ones, everybody
 # rests; twice as long next time. What costs a twentieth is found out in some six steps, what costs a fiftieth in
-# thirty, in which drafts that are found now and then have time to pay. As much of a gain is remembered. One step says
-# little: the machine may have been held up in it.
+# thirty, in which drafts that are found now and then have time to pay. One step says little: the machine may have been
+# held up in it.
 _MAX_LOSS = 0.3
 _MAX_LOSS_OF_ONE = 0.1
+# Of what was gained so much may be lost again first. Drafts that double the speed may well bring nothing in every other
+# step: six such steps in a row come by often, thirteen hardly ever.
+_MAX_SAVED = 1.0
 _MIN_GAIN = 0.99
 _FIRST_REST = 24
 _MAX_REST = 96
@@ -41,8 +44,8 @@ class _Trial:
         if self.lost > _MAX_LOSS:
             self.lost, self.num_to_rest = 0.0, self.rest
             self.rest = min(2 * self.rest, _MAX_REST)
-        elif self.lost < -_MAX_LOSS:
-            self.lost, self.rest = -_MAX_LOSS, _FIRST_REST
+        elif self.lost < -_MAX_SAVED:
+            self.lost, self.rest = -_MAX_SAVED, _FIRST_REST
 
 
 class Pace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 
 from drafting.pace import Pace
 
@@ -115,6 +116,26 @@ def test_drafts_that_are_found_now_and_then_have_time_to_pay() -> None:
         pace.begin_step(1)
         assert not pace.rests(0)
         pace.judge(plain_s=1.4 if step % 10 == 9 else 0.98, spent_s=1.0)
+
+
+def test_drafts_that_pay_well_and_fail_every_other_time_are_not_put_to_rest() -> None:
+    pace, draw = Pace(is_experienced=True), random.Random(0)
+    num_rests = 0
+    for _ in range(4000):
+        pace.begin_step(1)
+        if pace.rests(0):
+            num_rests += 1
+        else:
+            pace.judge(plain_s=draw.choice((1.0, 2.0)), spent_s=1.15)
+    assert num_rests <= 40
+
+
+def test_what_was_gained_long_ago_is_not_lost_for_long() -> None:
+    pace = Pace(is_experienced=True)
+    assert not any(rested(pace, 1000, gain=2.0))
+    assert rested(pace, 100, gain=0.9).index(True) <= 15
+    assert not any(rested(pace := Pace(is_experienced=True), 1000, gain=2.0))
+    assert rested(pace, 100, gain=0.95).index(True) <= 35
 
 
 def test_a_step_that_the_machine_was_held_up_in_decides_nothing() -> None:
