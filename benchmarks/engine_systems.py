@@ -40,9 +40,7 @@ class System(Protocol):
 class Outrider:
     """Our engine through its public protocol: scheduling, sampling, detokenizing and delivery are inside the figure."""
 
-    def __init__(
-        self, model: Path, threads: int, attention_backend: str = "auto", quantization: str = "none"
-    ) -> None:
+    def __init__(self, model: Path, threads: int, attention_backend: str = "auto", quantization: str = "none") -> None:
         self.name = f"outrider_{quantization}" if quantization != "none" else "outrider"
         config = LocalEngineConfig.model_validate(
             {

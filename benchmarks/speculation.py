@@ -4,17 +4,16 @@
     python -m benchmarks.speculation --quick --json
 
 The target is the demo target upscaled to half a billion parameters (`benchmarks.upscale`): the acceptance of a real
-pair, at the cost of a real model. Within a group (workload, temperature, sequences) the settings take turns in an order
-that changes from round to round; figures are medians over rounds. Every setting emits the same tokens, since the output
-does not depend on the drafts, so that within a group only speed differs.
+pair, at the cost of a real model. Within a group (workload, temperature, sequences) the settings take turns
+(`benchmarks.turns`); figures are medians over passes. Every setting emits the same tokens, since the output does not
+depend on the drafts, so that within a group only speed differs.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -30,6 +29,7 @@ from benchmarks import upscale
 from benchmarks.environment import describe, describe_llama_cpp, llama_cpp_missing
 from benchmarks.speculation_picture import draw
 from benchmarks.speculation_systems import Length, Measured, Outrider, Peer, Setting, assistants
+from benchmarks.turns import MANY_SEQUENCES, Job, speed, take_turns
 from benchmarks.workloads import WORKLOADS, Prompt, Workload, prompts
 from engines.types import DrafterChoice
 
@@ -41,9 +41,6 @@ _DRAFTERS: tuple[DrafterChoice, ...] = ("ngram", "suffix", "model", "auto")
 _LENGTHS: tuple[Length, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
 # With one sequence a single prompt would say little: so many are decoded one after another.
 _MIN_PROMPTS = 8
-# Large batches say as much in fewer steps, but those are soon over: what the claims rest on takes more turns.
-_MANY_SEQUENCES = 16
-_NUM_TURNS, _NUM_TURNS_OF_MANY = 2, 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class Plan:
 
     def tokens_for(self, sequences: int) -> int:
         """New tokens of each sequence."""
-        return self.tokens if sequences < _MANY_SEQUENCES else max(1, self.tokens * 2 // 3)
+        return self.tokens if sequences < MANY_SEQUENCES else max(1, self.tokens * 2 // 3)
 
     def settings(self, workload: Workload, temperature: float) -> list[Setting]:
         """Plain decoding, then each drafter at each fixed length and adaptive."""
@@ -84,16 +81,6 @@ QUICK = Plan(("code",), (0.0,), (1, 16), ("ngram", "model", "auto"), (2, 4, 8), 
 FULL = Plan(WORKLOADS, (0.0, 1.0), (1, 4, 16, 32), _DRAFTERS, _LENGTHS, tokens=24, rounds=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One system under one setting: what its row says of it, and how it decodes a batch."""
-
-    system: str
-    drafter: str
-    length: Length
-    run: Callable[[tuple[Prompt, ...]], Measured]
-
-
 def measure(
     plan: Plan, ours: Outrider, peers: Sequence[Peer], chosen: dict[Workload, tuple[Prompt, ...]]
 ) -> Iterator[list[dict[str, Any]]]:
@@ -104,8 +91,11 @@ def measure(
         jobs = [_own(ours, setting, num_new) for setting in plan.settings(workload, temperature)]
         for batch in batches:
             ours.run(batch, Setting("none", 0, temperature), 2)  # fills the prefix cache
-        jobs += [_peer(peer, temperature, num_new) for peer in peers if sequences == 1]
-        runs = _turns(jobs, batches, plan.rounds)
+        if sequences == 1:
+            for peer in peers:
+                peer.run(batches[0], temperature, 2)  # warms up
+            jobs += [_peer(peer, temperature, num_new) for peer in peers]
+        runs = take_turns(jobs, batches, plan.rounds)
         group = {"workload": workload, "temperature": temperature, "sequences": sequences}
         yield [_row(job, group, runs[number]) for number, job in enumerate(jobs)]
 
@@ -118,38 +108,13 @@ def _peer(peer: Peer, temperature: float, num_new: int) -> Job:
     return Job(peer.name, peer.drafter, peer.length, lambda batch: peer.run(batch, temperature, num_new))
 
 
-def _turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: int) -> list[list[list[Measured]]]:
-    """Runs of each job, round by round; what the claims rest on, plain and adaptive, takes several turns in a round.
-
-    Jobs change after each batch, so that a machine whose speed drifts slows all of them.
-    """
-    runs: list[list[list[Measured]]] = [[] for _ in jobs]
-    num_turns = _NUM_TURNS if len(batches[0]) < _MANY_SEQUENCES else _NUM_TURNS_OF_MANY
-    for turn in range(rounds):
-        for run in runs:
-            run.append([])
-        for place, batch in enumerate(batches):
-            for number in _order(jobs, num_turns, random.Random(f"{turn} {place}")):
-                runs[number][-1].append(jobs[number].run(batch))
-    return runs
-
-
-def _order(jobs: Sequence[Job], num_turns: int, draw: random.Random) -> Iterator[int]:
-    """Every turn has each claimed job once, and a share of the others: what is compared runs close together."""
-    claimed = [number for number, job in enumerate(jobs) if job.system == "outrider" and job.length in (0, "adaptive")]
-    others = draw.sample(rest := [number for number in range(len(jobs)) if number not in claimed], len(rest))
-    for turn in range(num_turns):
-        part = claimed + others[turn::num_turns]
-        yield from draw.sample(part, len(part))
-
-
 def _batches(chosen: tuple[Prompt, ...], sequences: int) -> list[tuple[Prompt, ...]]:
     count = max(sequences, _MIN_PROMPTS)
     return [chosen[start : start + sequences] for start in range(0, count, sequences)]
 
 
 def _row(job: Job, group: dict[str, Any], runs: list[list[Measured]]) -> dict[str, Any]:
-    rates = [sum(one.num_tokens for one in run) / sum(one.seconds for one in run) for run in runs]
+    rates = [speed(run) for run in runs]
     everything = [one for run in runs for one in run]
     drafted = sum(one.num_drafted for one in everything)
     steps = sum(one.num_steps * one.num_sequences for one in everything)
@@ -162,7 +127,7 @@ def _row(job: Job, group: dict[str, Any], runs: list[list[Measured]]) -> dict[st
         "tokens_per_s_range": [round(min(rates), 2), round(max(rates), 2)],
         "tokens_per_step": round(sum(one.num_tokens for one in everything) / steps, 3) if steps else None,
         "acceptance_rate": round(sum(one.num_accepted for one in everything) / drafted, 3) if drafted else None,
-        "rounds": len(runs),
+        "passes": len(runs),
     }
 
 

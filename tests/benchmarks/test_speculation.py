@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import typer
 
-from benchmarks.speculation import FULL, QUICK, Job, _batches, _named, _row, _turns, claims
+from benchmarks.speculation import FULL, QUICK, _batches, _named, _row, claims
 from benchmarks.speculation_picture import draw
 from benchmarks.speculation_systems import Measured
+from benchmarks.turns import Job
 from benchmarks.workloads import Prompt
 
 PROMPTS = tuple(Prompt((i,)) for i in range(32))
@@ -62,33 +63,6 @@ def test_a_row_adds_up_batches_and_takes_the_median_of_rounds() -> None:
     assert figures["tokens_per_s"] == 30.0
     assert figures["tokens_per_s_range"] == [20.0, 60.0]
     assert (figures["tokens_per_step"], figures["acceptance_rate"]) == (1.5, 0.5)
-
-
-@pytest.mark.parametrize(("num_prompts", "size", "num_claimed"), [(8, 4, 2), (16, 16, 8)])
-def test_jobs_take_turns_after_each_batch_and_the_claimed_ones_several(
-    num_prompts: int, size: int, num_claimed: int
-) -> None:
-    calls: list[str] = []
-
-    def job(name: str, length: Any, system: str = "outrider") -> Job:
-        def run(batch: tuple[Prompt, ...]) -> Measured:
-            calls.append(name)
-            return Measured(1, 1, 1, 1.0)
-
-        return Job(system, name, length, run)
-
-    jobs = [job("plain", 0), job("fixed", 2), job("adaptive", "adaptive"), job("peer", "adaptive", "transformers")]
-    batches = _batches(PROMPTS[:1] * num_prompts, size)
-    runs = _turns(jobs, batches, rounds=2)
-    assert [[len(turns) for turns in one] for one in runs] == [
-        [len(batches) * num_turns] * 2 for num_turns in (num_claimed, 1, num_claimed, 1)
-    ]
-    each = sorted(["fixed", "peer", *["plain"] * num_claimed, *["adaptive"] * num_claimed])
-    parts = [calls[start : start + len(each)] for start in range(0, len(calls), len(each))]
-    assert [sorted(part) for part in parts] == [each] * 2 * len(batches)
-    for part in parts:
-        claimed = [name for name in part if name in ("plain", "adaptive")]
-        assert all(len(set(claimed[start : start + 2])) == 2 for start in range(0, len(claimed), 2)), "in turn"
 
 
 def test_one_sequence_is_measured_on_several_prompts() -> None:
