@@ -79,7 +79,7 @@ class LengthPolicy(Protocol):
 
 
 class FixedLength:
-    """Always `length` tokens, of a draft at hand if there is one, by the model otherwise."""
+    """Always `length` tokens, by the model where it promises more than the draft at hand."""
 
     explores = False
 
@@ -88,7 +88,11 @@ class FixedLength:
 
     def order(self, options: Sequence[Option], market: Market) -> list[Order]:
         """See LengthPolicy."""
-        return [Order(min(self._length, len(one.found or one.model)), not one.found) for one in options]
+        by_model = [sum(one.model[: self._length]) > sum(one.found[: self._length]) for one in options]
+        return [
+            Order(min(self._length, len(one.model if model else one.found)), model)
+            for one, model in zip(options, by_model, strict=True)
+        ]
 
     def keep(self, survivals: Sequence[Sequence[float]], market: Market) -> list[int]:
         """See LengthPolicy."""

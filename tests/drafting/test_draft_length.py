@@ -123,8 +123,13 @@ class TestFixed:
         policy = FixedLength(3)
         options = [Option(found=(0.1,) * 8), Option(model=(0.1,) * 8), Option(found=(0.1,)), Option()]
         orders = policy.order(options, LINEAR)
-        assert [(one.num_drafts, one.by_model) for one in orders] == [(3, False), (3, True), (1, False), (0, True)]
+        assert [(one.num_drafts, one.by_model) for one in orders] == [(3, False), (3, True), (1, False), (0, False)]
         assert policy.keep([(0.1,) * 8, (0.1,)], LINEAR) == [3, 1]
+
+    def test_the_model_is_asked_where_it_promises_more(self) -> None:
+        poor_and_long, good = (0.2,) * 8, (0.9, 0.8)
+        orders = FixedLength(2).order([Option(poor_and_long, good), Option(good, poor_and_long)], LINEAR)
+        assert [(one.num_drafts, one.by_model) for one in orders] == [(2, True), (2, False)]
 
     def test_zero_is_plain_decoding(self) -> None:
         assert FixedLength(0).order([Option(found=(1.0,))], FREE)[0].num_drafts == 0

@@ -86,12 +86,13 @@ class Stage:
 
 
 class TestChoice:
-    def test_a_lookup_is_taken_before_the_model(self) -> None:
-        stage = Stage({"ngram": Fixed(5, 6)}, reader=FakeReader())
-        assert stage.step(request(0)) == {0: Chosen("ngram", Draft((5, 6), (0.5, 0.5)))}
+    def test_a_good_lookup_is_taken_before_the_model(self) -> None:
+        stage = Stage({"ngram": Fixed(5, 6, 7, 8, belief=0.95)}, reader=FakeReader())
+        assert stage.step(request(0)) == {0: Chosen("ngram", Draft((5, 6, 7, 8), (0.95,) * 4))}
 
-    def test_the_model_is_asked_where_lookups_have_nothing(self) -> None:
-        stage = Stage({"ngram": Fixed()}, reader=FakeReader())
+    @pytest.mark.parametrize("found", [Fixed(), Fixed(5, 6, belief=0.1)])
+    def test_the_model_is_asked_where_lookups_have_nothing_good(self, found: Fixed) -> None:
+        stage = Stage({"ngram": found}, reader=FakeReader())
         assert stage.step(request(0))[0] == Chosen("model", Draft((70, 71, 72, 73), (0.9,) * 4))
 
     def test_the_likelier_draft_is_taken(self) -> None:
