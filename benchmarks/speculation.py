@@ -5,7 +5,7 @@
 
 The target is the demo target upscaled to half a billion parameters (`benchmarks.upscale`): the acceptance of a real
 pair, at the cost of a real model. Within a group (workload, temperature, sequences) the settings take turns
-(`benchmarks.turns`); figures are medians over passes. Every setting emits the same tokens, since the output does not
+(`benchmarks.turns`); figures are medians over turns. Every setting emits the same tokens, since the output does not
 depend on the drafts, so that within a group only speed differs.
 """
 
@@ -127,7 +127,7 @@ def _row(job: Job, group: dict[str, Any], runs: list[list[Measured]]) -> dict[st
         "tokens_per_s_range": [round(min(rates), 2), round(max(rates), 2)],
         "tokens_per_step": round(sum(one.num_tokens for one in everything) / steps, 3) if steps else None,
         "acceptance_rate": round(sum(one.num_accepted for one in everything) / drafted, 3) if drafted else None,
-        "passes": len(runs),
+        "turns": len(runs),
     }
 
 
@@ -179,6 +179,7 @@ def main(
     peers: Annotated[
         str, typer.Option(help=f"of {', '.join(_PEERS)}, at 1 sequence; comma-separated")
     ] = "transformers",
+    cold: Annotated[bool, typer.Option("--cold", help="our every run in an engine that was just loaded")] = False,
     save: Annotated[Path | None, typer.Option(help="write the document there after each group")] = None,
     picture: Annotated[Path | None, typer.Option(help="write a PNG")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document last")] = False,
@@ -202,9 +203,9 @@ def main(
     assert isinstance(tokenizer, PreTrainedTokenizerFast)
     count = max(*plan.sequences, _MIN_PROMPTS)
     chosen = {workload: prompts(workload, tokenizer, count) for workload in plan.workloads}
-    ours = Outrider(target, _DRAFT, torch.get_num_threads(), max(plan.sequences))
+    ours = Outrider(target, _DRAFT, torch.get_num_threads(), max(plan.sequences), is_cold=cold)
     rows: list[dict[str, Any]] = []
-    environment = describe() | {"tokens": plan.tokens, "rounds": plan.rounds}
+    environment = describe() | {"tokens": plan.tokens, "rounds": plan.rounds, "cold": cold}
     if "llama.cpp" in wanted:
         environment |= describe_llama_cpp()
     for group in measure(plan, ours, _load_peers(wanted, target), chosen):

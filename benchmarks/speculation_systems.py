@@ -58,12 +58,14 @@ class Outrider:
 
     The prompts' prefixes stay cached, so that a run begins with decoding. Costs and acceptance rates are learnt
     throughout, as a server learns them; past outputs are forgotten before each run, since the same prompts come again.
+    With `is_cold`, each run has an engine that was just loaded and has learnt nothing.
     """
 
     name = "outrider"
 
-    def __init__(self, target: Path, draft: Path, threads: int, max_num_seqs: int) -> None:
-        config = LocalEngineConfig.model_validate(
+    def __init__(self, target: Path, draft: Path, threads: int, max_num_seqs: int, *, is_cold: bool = False) -> None:
+        self._is_cold = is_cold
+        self._config = LocalEngineConfig.model_validate(
             {
                 "model": str(target),
                 "num_threads": threads,
@@ -73,12 +75,12 @@ class Outrider:
                 "costs_file": "",
             }
         )
-        loaded = load_engine(config)
-        self._core = loaded.core
-        self._speculator = loaded.speculator
+        self._load()
 
     def run(self, prompts: Sequence[Prompt], setting: Setting, num_new: int) -> Measured:
         """Decode `num_new` tokens for each prompt, on average, all at once."""
+        if self._is_cold:
+            self._load()
         self._speculator.policy = make_policy(setting.length)
         self._speculator.lookups["suffix"] = SuffixDrafter()
         for key, prompt in enumerate(prompts):
@@ -102,6 +104,10 @@ class Outrider:
             after.num_drafted_tokens - before.num_drafted_tokens,
             after.num_accepted_tokens - before.num_accepted_tokens,
         )
+
+    def _load(self) -> None:
+        loaded = load_engine(self._config)
+        self._core, self._speculator = loaded.core, loaded.speculator
 
     def _request(self, index: int, prompt: Prompt, setting: Setting, num_new: int) -> GenerateRequest:
         is_predicted = setting.drafter in ("prediction", "auto") and prompt.prediction

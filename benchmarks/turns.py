@@ -45,7 +45,7 @@ class Job:
 
 
 def take_turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: int) -> Runs:
-    """For each job its passes over the batches, at least `rounds`: what each run measured."""
+    """For each job its turns, at least `rounds`: what was measured with each batch."""
     runs: Runs = [[] for _ in jobs]
     everyone = range(len(jobs))
     num_turns = _NUM_TURNS if len(batches[0]) < MANY_SEQUENCES else _NUM_TURNS_OF_MANY
@@ -73,21 +73,24 @@ def _pass(
     num_turns: int,
     seed: str,
 ) -> None:
-    """Every batch once by each of the numbered jobs, `num_turns` times by the claimed ones."""
-    for number in numbers:
-        runs[number].append([])
+    """A turn for each of the numbered jobs, `num_turns` for the claimed ones: every batch once."""
+    turns: Runs = [[[] for _ in range(num_turns if job.is_claimed else 1)] for job in jobs]
     for place, batch in enumerate(batches):
-        for number in _order(jobs, numbers, num_turns, random.Random(f"{seed} {place}")):
-            runs[number][-1].append(jobs[number].run(batch))
+        for turn, number in _order(jobs, numbers, num_turns, random.Random(f"{seed} {place}")):
+            turns[number][turn if jobs[number].is_claimed else 0].append(jobs[number].run(batch))
+    for number in numbers:
+        runs[number] += turns[number]
 
 
-def _order(jobs: Sequence[Job], numbers: Sequence[int], num_turns: int, draw: random.Random) -> Iterator[int]:
-    """Every turn has each claimed job once, and a share of the others: what is compared runs close together."""
+def _order(
+    jobs: Sequence[Job], numbers: Sequence[int], num_turns: int, draw: random.Random
+) -> Iterator[tuple[int, int]]:
+    """Turns and who has them: each claimed job every turn, of the others a share, so that rivals run close together."""
     claimed = [number for number in numbers if jobs[number].is_claimed]
     others = draw.sample(rest := [number for number in numbers if number not in claimed], len(rest))
     for turn in range(num_turns):
         part = claimed + others[turn::num_turns]
-        yield from draw.sample(part, len(part))
+        yield from ((turn, number) for number in draw.sample(part, len(part)))
 
 
 def _faster_half(jobs: Sequence[Job], numbers: Sequence[int], runs: Runs) -> list[int]:
