@@ -179,7 +179,9 @@ def main(
     peers: Annotated[
         str, typer.Option(help=f"of {', '.join(_PEERS)}, at 1 sequence; comma-separated")
     ] = "transformers",
-    cold: Annotated[bool, typer.Option("--cold", help="our every run in an engine that was just loaded")] = False,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="each of our runs starts without learnt costs and rates")
+    ] = False,
     save: Annotated[Path | None, typer.Option(help="write the document there after each group")] = None,
     picture: Annotated[Path | None, typer.Option(help="write a PNG")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document last")] = False,

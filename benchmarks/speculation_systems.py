@@ -12,6 +12,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from benchmarks.workloads import Prompt
+from drafting.acceptance import Acceptance
+from drafting.cost import StepCost
+from drafting.draft_model import DraftModel
+from drafting.prices import Prices
+from drafting.speculator import Speculator
 from drafting.suffix import SuffixDrafter
 from engines.build import load_engine
 from engines.config import LocalEngineConfig
@@ -58,14 +63,14 @@ class Outrider:
 
     The prompts' prefixes stay cached, so that a run begins with decoding. Costs and acceptance rates are learnt
     throughout, as a server learns them; past outputs are forgotten before each run, since the same prompts come again.
-    With `is_cold`, each run has an engine that was just loaded and has learnt nothing.
+    With `is_cold`, each run starts from nothing, as the first one of a server does.
     """
 
     name = "outrider"
 
     def __init__(self, target: Path, draft: Path, threads: int, max_num_seqs: int, *, is_cold: bool = False) -> None:
         self._is_cold = is_cold
-        self._config = LocalEngineConfig.model_validate(
+        config = LocalEngineConfig.model_validate(
             {
                 "model": str(target),
                 "num_threads": threads,
@@ -75,12 +80,14 @@ class Outrider:
                 "costs_file": "",
             }
         )
-        self._load()
+        loaded = load_engine(config)
+        self._core = loaded.core
+        self._speculator = loaded.speculator
 
     def run(self, prompts: Sequence[Prompt], setting: Setting, num_new: int) -> Measured:
         """Decode `num_new` tokens for each prompt, on average, all at once."""
         if self._is_cold:
-            self._load()
+            self._forget()
         self._speculator.policy = make_policy(setting.length)
         self._speculator.lookups["suffix"] = SuffixDrafter()
         for key, prompt in enumerate(prompts):
@@ -105,9 +112,15 @@ class Outrider:
             after.num_accepted_tokens - before.num_accepted_tokens,
         )
 
-    def _load(self) -> None:
-        loaded = load_engine(self._config)
-        self._core, self._speculator = loaded.core, loaded.speculator
+    def _forget(self) -> None:
+        """Another speculator over the same draft model."""
+        learnt = self._speculator
+        prices = Prices(StepCost(), StepCost())
+        acceptance = {source: Acceptance() for source in learnt.sources}
+        assert learnt._model is not None
+        model = DraftModel(learnt._model._reader, acceptance["model"], prices.draft)
+        self._speculator = Speculator(learnt.policy, learnt.lookups, model, acceptance, prices)
+        self._core._speculation.speculator = self._speculator
 
     def _request(self, index: int, prompt: Prompt, setting: Setting, num_new: int) -> GenerateRequest:
         is_predicted = setting.drafter in ("prediction", "auto") and prompt.prediction
