@@ -89,13 +89,14 @@ def make_core(
     *,
     num_blocks: int,
     budget: int,
+    max_num_seqs: int = 8,
 ) -> EngineCore:
     backend = select_backend("torch", _CPU)
     reader = None
     if share is not None:
         runner = ModelRunner(perturbed(name, share), backend, num_blocks, BLOCK_SIZE)
         reader = DraftReader(runner, max_position=512, vocab_size=VOCAB, device=_CPU)
-    limits = Limits(100, VOCAB, num_blocks, BLOCK_SIZE, 8, frozenset({"prediction"}))
+    limits = Limits(100, VOCAB, num_blocks, BLOCK_SIZE, max_num_seqs, frozenset({"prediction"}))
     settings = CoreSettings("model", limits, budget, True, 30.0, frozenset(), _CPU)
     runner = ModelRunner(target(name), backend, num_blocks, BLOCK_SIZE)
     return EngineCore(settings, runner, word_tokenizer(VOCAB), speculating(lookups, policy, reader))
@@ -118,8 +119,8 @@ def requests() -> tuple[GenerateRequest, ...]:
     )
 
 
-def generate(core: EngineCore, asked: Sequence[GenerateRequest]) -> list[list[int]]:
-    """The requests' outputs; each arrives a step after the one before."""
+def generate(core: EngineCore, asked: Sequence[GenerateRequest], cancelled: int | None = None) -> list[list[int]]:
+    """The requests' outputs; each arrives a step after the one before, every `cancelled`-th leaves in mid-stream."""
     output: dict[int, list[int]] = {key: [] for key in range(len(asked))}
     arrivals = list(enumerate(asked))
     while arrivals or core.has_work:
@@ -128,6 +129,8 @@ def generate(core: EngineCore, asked: Sequence[GenerateRequest]) -> list[list[in
             core.add(key, one, arrival_s=key)
         for key, deltas in core.step():
             output[key].extend(token for delta in deltas for token in delta.token_ids)
+            if cancelled and key % cancelled == 0 and len(output[key]) >= NUM_NEW // 2:
+                core.abort(key)
     return list(output.values())
 
 
@@ -157,11 +160,10 @@ def assert_same(name: str, one: GenerateRequest, ours: list[int], expected: list
     assert gap < TIE, f"differs at output token {split}: {ours[split]} for {expected[split]}, {gap:.2g} apart"
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("drafter", DRAFTERS)
-def test_the_plain_output(drafter: str, length: str) -> None:
-    turn = list(DRAFTERS).index(drafter) + list(LENGTHS).index(length)
-    schedule = list(SCHEDULES)[turn % len(SCHEDULES)]
+def test_the_plain_output(drafter: str, length: str, schedule: str) -> None:
     lookups, share = DRAFTERS[drafter]
     core = make_core("llama", lookups(), LENGTHS[length](), share, **SCHEDULES[schedule])
     for one, ours, expected in zip(requests(), generate(core, requests()), plain("llama"), strict=True):
@@ -173,6 +175,21 @@ def test_the_plain_output(drafter: str, length: str) -> None:
         assert stats.num_accepted_tokens == stats.num_drafted_tokens
     if length != "adaptive":
         assert stats.num_accepted_tokens > 0
+
+
+@pytest.mark.parametrize("drafter", DRAFTERS)
+@pytest.mark.parametrize("size", [1, 5, 16])
+def test_batches_that_others_leave_in_mid_stream(size: int, drafter: str) -> None:
+    lookups, share = DRAFTERS[drafter]
+    core = make_core("llama", lookups(), AdaptiveLength(), share, num_blocks=200, budget=24, max_num_seqs=16)
+    asked = (requests() * 2)[:size]
+    outputs = generate(core, asked, cancelled=3)
+    left = [key for key in range(size) if key % 3 == 0]
+    assert all(NUM_NEW // 2 <= len(outputs[key]) < NUM_NEW for key in left)
+    for key in range(size):
+        if key not in left:
+            assert_same("llama", asked[key], outputs[key], plain("llama")[key % len(requests())])
+    assert core.stats().num_blocks_used == 0
 
 
 @pytest.mark.parametrize("name", ["gemma2", "gpt_oss", "mistral", "qwen3_moe"])
