@@ -78,7 +78,7 @@ class Speculator:
         self._load = Load(0, 0, 0, 0)
         self._market: Market | None = None
         self._credit_s = 0.0
-        self._observing_s = 0.0
+        self._judging_s = 0.0
         self._num_verified = 0  # drafts, at most in one step
         self._pace = Pace(is_experienced=prices.verify.is_known)
         self.time_s = 0.0
@@ -135,10 +135,9 @@ class Speculator:
 
         Its forward of `num_tokens` took `verify_s` seconds, `plan` and `draft` took `drafting_s`.
         """
-        started = time.perf_counter()
         load = self._load
         if self._cases:
-            self._judge_step(verdicts, num_tokens, verify_s, drafting_s + verify_s + self._observing_s)
+            self._judge_step(verdicts, num_tokens, verify_s, drafting_s + verify_s + self._judging_s)
         if num_tokens:
             self._prices.verify.observe(num_tokens, load.num_seqs, load.num_kv_tokens, verify_s)
         self._num_verified = max(self._num_verified, num_tokens - load.num_tokens)
@@ -147,13 +146,14 @@ class Speculator:
         self._credit_s = min(self._credit_s + _PROBE_SHARE * verify_s, _MAX_CREDIT_S)
         for drafter in self.lookups.values():
             drafter.observe(verdicts)
+        started = time.perf_counter()  # what is above takes as long where nobody is looked at
         for verdict in verdicts:
             case = self._cases.get(verdict.seq_id)
             if case is not None:
                 self._judge(case, verdict)
         self._cases.clear()
         self._market = None
-        self._observing_s = time.perf_counter() - started
+        self._judging_s = time.perf_counter() - started
 
     def forget(self, seq_id: int) -> None:
         """Drop all state of a sequence that has ended."""
@@ -175,10 +175,16 @@ class Speculator:
 
     def _order(self, cases: Sequence[_Case]) -> None:
         self._look_up(cases)
-        if self._prices.verify.is_known and not (self.policy.explores and self._pace.is_plain_due):
+        options = [self._option(case) for case in cases]
+        is_plain_due = self.policy.explores and self._pace.is_plain_due
+        # Lookups find nothing in most steps: then there is nothing to be priced either.
+        if (
+            any(option.found or option.model for option in options)
+            and self._prices.verify.is_known
+            and not is_plain_due
+        ):
             most = max(self._load.num_decodes, _MAX_GROWTH * self._num_verified)
             self._market = self._prices.market(self._load, min(most, sum(case.request.max_drafts for case in cases)))
-            options = [self._option(case) for case in cases]
             orders = self.policy.order(options, self._market)
             for case, option, order in zip(cases, options, orders, strict=True):
                 case.order = order

@@ -95,6 +95,11 @@ class TestChoice:
         stage = Stage({"ngram": found}, reader=FakeReader())
         assert stage.step(request(0))[0] == Chosen("model", Draft((70, 71, 72, 73), (0.9,) * 4))
 
+    def test_where_nothing_is_found_nothing_is_priced(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        stage = Stage({"ngram": Fixed()}, AdaptiveLength())
+        monkeypatch.setattr(Prices, "market", lambda *_: pytest.fail("it takes as long as the lookup"))
+        assert stage.step(request(0)) == {}
+
     def test_the_likelier_draft_is_taken(self) -> None:
         stage = Stage({"ngram": Fixed(5, 6, belief=0.1), "suffix": Fixed(7, 8, belief=0.95)})
         assert stage.step(request(0))[0].source == "suffix"
