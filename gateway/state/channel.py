@@ -83,10 +83,10 @@ class Channel(asyncio.Protocol):
             self._watching = self._loop.call_later(self._patience_s, self._watch)
         return future
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "the connection was given up") -> None:
         """Lose the connection now."""
         self._transport.abort()
-        self._lose(RedisConnectionError("the connection was given up"))
+        self._lose(RedisConnectionError(reason))
 
     async def close(self) -> None:
         """Harmless when repeated, and due after a loss too."""
@@ -94,16 +94,29 @@ class Channel(asyncio.Protocol):
         await self._connection.disconnect(nowait=True)
 
     def data_received(self, data: bytes) -> None:
+        if not self.is_open:
+            return
         self._reader.feed(data)
-        while (answer := self._reader.gets()) is not _NOT_YET:
-            asked = self._asked[0]
-            asked.answers.append(answer)
-            if len(asked.answers) == asked.num_answers:
-                self._asked.popleft()
-                asked.settle()
+        try:
+            while self.is_open and (answer := self._reader.gets()) is not _NOT_YET:
+                self._take(answer)
+        except hiredis.ProtocolError as error:
+            self.abort(f"not Redis's protocol: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose(RedisConnectionError(str(exc) if exc else "Redis closed the connection"))
+
+    def _take(self, answer: Any) -> None:
+        if isinstance(answer, hiredis.PushNotification):
+            return  # of its own accord, between answers, as protocol 3 lets a server
+        if not self._asked:
+            self.abort(f"Redis said what nobody asked: {answer}")
+            return
+        asked = self._asked[0]
+        asked.answers.append(answer)
+        if len(asked.answers) == asked.num_answers:
+            self._asked.popleft()
+            asked.settle()
 
     def _flush(self) -> None:
         if self._flushing is not None:
@@ -121,8 +134,7 @@ class Channel(asyncio.Protocol):
         if left_s > 0:
             self._watching = self._loop.call_later(left_s, self._watch)
         else:
-            self._transport.abort()
-            self._lose(RedisConnectionError(f"no answer within {self._patience_s:g} s"))
+            self.abort(f"no answer within {self._patience_s:g} s")
 
     def _lose(self, error: RedisConnectionError) -> None:
         self.is_open = False

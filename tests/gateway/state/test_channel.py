@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 
+import hiredis
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -82,3 +83,40 @@ async def test_a_server_that_never_answers_is_given_up(server: EmbeddedServer) -
         await asyncio.wait_for(asked, 1)
     assert not channel.is_open
     await channel.close()
+
+
+async def test_what_redis_says_of_its_own_accord_is_no_answer(server: EmbeddedServer) -> None:
+    channel, owner = await opened(server.url, 5.0), await opened(server.url, 5.0)
+    took: list[object] = []
+    take = channel._take
+    try:
+        channel._take = lambda answer: (took.append(answer), take(answer))  # type: ignore[method-assign]
+        await channel.send(pack("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "told:"))
+        for number in range(20):
+            waits = channel.send(pack("BLPOP", "told:list", 5) + pack("ECHO", number), 2)  # a push comes first
+            await owner.send(pack("SET", "told:key", number) + pack("RPUSH", "told:list", number), 2)
+            after = channel.send(pack("GET", "told:key"))
+            word = str(number).encode()
+            assert await waits == [[b"told:list", word], word]
+            assert await after == [word]
+        assert sum(isinstance(answer, hiredis.PushNotification) for answer in took) >= 20
+    finally:
+        await channel.close()
+        await owner.close()
+
+
+async def test_an_answer_that_nobody_asked_for_ends_the_connection(channel: Channel) -> None:
+    """It must not pass for the answer to a later question."""
+    assert await channel.send(pack("PING")) == [b"PONG"]
+    channel.data_received(b"+PONG\r\n+PONG\r\n")
+    assert not channel.is_open
+    with pytest.raises(RedisConnectionError, match="closed"):
+        await channel.send(pack("ECHO", "x"))
+
+
+async def test_who_speaks_another_protocol_is_left(channel: Channel) -> None:
+    asked = channel.send(pack("BLPOP", "nothing there", 0))
+    channel.data_received(b"HTTP/1.1 400 Bad Request\r\n")
+    with pytest.raises(RedisConnectionError, match="not Redis's protocol"):
+        await asked
+    channel.data_received(b"\r\n")
