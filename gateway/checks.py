@@ -148,6 +148,8 @@ def _check_state(config: GatewayConfig) -> None:
     password_env = config.state.password_env
     if password_env is not None and password_env not in os.environ:
         raise ConfigError(f"state: the environment variable {password_env} is not set.")
+    if config.state.ca_file is not None and not config.state.ca_file.is_file():
+        raise ConfigError(f"state: there is no file {config.state.ca_file}.")
 
 
 def _check_memory(config: GatewayConfig, summaries: Sequence[ModelSummary]) -> None:

@@ -13,17 +13,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import time
+import ssl
 from collections.abc import Callable
 from typing import Any
 
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 
+from gateway.state.breaker import Breaker
 from gateway.state.channel import Answers
 from gateway.state.config import StateConfig
 from gateway.state.dialler import Dialler
-from gateway.state.errors import StateUnavailableError
+from gateway.state.errors import StateAccessError, StateUnavailableError
 from gateway.state.wire import Argument, head, pack
 
 Clock = Callable[[], int]
@@ -35,8 +36,8 @@ _TIME = pack("TIME")
 
 # After this long nothing is expected any more, of a connection either.
 _PATIENCE_S = 2.0
-# One slow answer says more about this process or the network than about Redis.
-_SLOW_IN_A_ROW = 3
+# How a Redis begins that wants to know who we are, or lets us do less than we must.
+_NO_ACCESS = ("NOAUTH", "NOPERM")
 
 # Time is Redis's own, so that gateways need not agree on it, unless the caller brings one: a replay does.
 # Hashes come joined, 16 bytes each: hundreds of arguments cost more to pack and to read than to look at.
@@ -72,30 +73,35 @@ class StateClient:
     ) -> None:
         """`url` is the server's (config's, or the embedded one's); `fleet` names whose state it is: the model.
 
-        `timeout_s` stands in for config's where nobody waits for the answer, as in an engine that publishes.
+        `timeout_s` stands in for config's where nobody waits for the answer, as in an engine that publishes. Raises
+        StateAccessError for a password that is not set and for a `ca_file` that cannot be used.
         """
         password = os.environ.get(config.password_env) if config.password_env else None
         if config.password_env and password is None:
-            raise StateUnavailableError(f"the environment variable {config.password_env} is not set")
+            raise StateAccessError(f"the environment variable {config.password_env} is not set")
         self.prefix = f"{config.namespace}:{_LAYOUT}:{{{fleet}}}"
         self._clock = clock
-        self._config = config
         self._timeout_s = timeout_s or config.timeout_s
         self._known: set[str] = set()  # scripts that Redis had when it was last asked
         self._aside: set[asyncio.Task[Any]] = set()
         self._patience_s = max(_PATIENCE_S, self._timeout_s)
-        self._dialler = Dialler(url, password, self._patience_s)
+        try:
+            self._dialler = Dialler(url, password, config.ca_file, self._patience_s)
+        except OSError as error:
+            raise StateAccessError(f"{config.ca_file}: {error}") from error
+        self._breaker = Breaker(self.prefix, config.retry_s, config.max_retry_s)
         self._refuses_writes = False
         self._is_closed = False
-        self._slow = 0
-        self._pause_s = 0.0
-        self._closed_until = 0.0
-        self.failures = 0
 
     @property
     def available(self) -> bool:
         """Whether a call would be tried now."""
-        return time.monotonic() >= self._closed_until
+        return self._breaker.available
+
+    @property
+    def failures(self) -> int:
+        """Calls that got no answer, or a refusal."""
+        return self._breaker.failures
 
     async def connect(self) -> None:
         """Open a connection without the haste of a decision. Raises StateUnavailableError."""
@@ -106,8 +112,8 @@ class StateClient:
                     channel = await asyncio.shield(self._dialler.dial())
                 await channel.send(pack("PING"))
         except (RedisError, OSError) as error:  # TimeoutError is an OSError
-            raise self._failed(str(error) or f"no answer within {self._patience_s:g} s") from error
-        self._pause_s = self._closed_until = 0.0
+            raise self._failed(error, str(error) or f"no answer within {self._patience_s:g} s") from error
+        self._breaker.answered()
 
     async def run(self, script: Script, *arguments: Argument) -> Any:
         """The script's answer, strings as bytes. Raises StateUnavailableError."""
@@ -196,8 +202,8 @@ class StateClient:
                 raise _UnknownScriptError from error
             raise self._refused(error) from error
         except (RedisError, OSError) as error:
-            raise self._failed(str(error)) from error
-        self._slow, self._pause_s = 0, 0.0
+            raise self._failed(error, str(error)) from error
+        self._breaker.answered()
         return answers
 
     async def _ask_channel(self, commands: bytes, num_answers: int) -> Answers:
@@ -227,21 +233,17 @@ class StateClient:
         channel = self._dialler.channel
         if str(error).startswith("READONLY") and channel is not None:
             channel.abort()  # a failover: the address leads elsewhere by now
-        return self._failed(str(error))
+        return self._failed(error, str(error))
 
     def _too_slow(self) -> StateUnavailableError:
-        self._slow += 1
         reason = f"no answer within {self._timeout_s * 1000:g} ms"
-        if self._slow >= _SLOW_IN_A_ROW or self._pause_s:
-            return self._failed(reason)
-        self.failures += 1
+        self._breaker.too_slow(reason)
         return StateUnavailableError(f"the shared state is unavailable: {reason}")
 
-    def _failed(self, reason: str) -> StateUnavailableError:
-        self.failures += 1
-        self._pause_s = min(max(self._config.retry_s, 2 * self._pause_s), self._config.max_retry_s)
-        self._closed_until = time.monotonic() + self._pause_s
-        return StateUnavailableError(f"the shared state is unavailable: {reason}")
+    def _failed(self, error: Exception, reason: str) -> StateUnavailableError:
+        self._breaker.failed(reason)
+        kind = StateAccessError if _is_access(error) else StateUnavailableError
+        return kind(f"the shared state is unavailable: {reason}")
 
 
 class _UnknownScriptError(Exception):
@@ -250,6 +252,13 @@ class _UnknownScriptError(Exception):
 
 def _is_unknown_script(error: ResponseError) -> bool:
     return str(error).startswith("NOSCRIPT")
+
+
+def _is_access(error: Exception) -> bool:
+    """Whether one of us does not accept the other."""
+    first = error.__context__  # redis-py makes ConnectionErrors of what went wrong
+    is_refused = isinstance(error, AuthenticationError) or isinstance(first, AuthenticationError)
+    return is_refused or isinstance(first, ssl.SSLCertVerificationError) or str(error).startswith(_NO_ACCESS)
 
 
 def _give_up(future: asyncio.Future[Answers]) -> None:

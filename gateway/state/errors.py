@@ -2,6 +2,7 @@
 
 StateError
 |-- StateUnavailableError    Redis did not answer in time, refused, or is full; decide from what is known locally
+|   `-- StateAccessError     it does not accept us, or we do not accept it: user, password, rights, certificate
 `-- StateStartError          the embedded server could not be started
 """
 
@@ -14,6 +15,10 @@ class StateError(Exception):
 
 class StateUnavailableError(StateError):
     """The shared state cannot be asked now. Never an answer to a caller: whoever catches it decides without."""
+
+
+class StateAccessError(StateUnavailableError):
+    """The same until somebody corrects the configuration, here or there."""
 
 
 class StateStartError(StateError):

@@ -118,6 +118,10 @@ def _model(tmp_path: Path, config_json: str = '{"model_type": "llama"}') -> Path
             HEAD + "    - {name: a, engine: {kind: echo}}\n    state: {url: redis://x, password_env: NO_SUCH_WORD}",
             "NO_SUCH_WORD is not set",
         ),
+        (
+            HEAD + "    - {name: a, engine: {kind: echo}}\n    state: {url: rediss://x, ca_file: /no/such.pem}",
+            "no file /no/such.pem",
+        ),
     ],
 )
 def test_what_this_machine_cannot_serve_is_said_first(tmp_path: Path, text: str, words: str) -> None:

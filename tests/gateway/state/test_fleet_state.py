@@ -384,7 +384,7 @@ async def test_an_end_that_could_not_be_told_is_told_later(
     one = send(first)
     await first.settled()
     with monkeypatch.context() as patch:
-        patch.setattr(client, "_closed_until", float("inf"))
+        patch.setattr(client._breaker, "_closed_until", float("inf"))
         first.first_token(one, 0)
         first.finish(one, 3)
         await first.settled()
