@@ -47,6 +47,7 @@ class RoutingCollector(Collector):
             yield self._decision_time(placed)
             yield from self._state(placed)
             yield from self._warmth(placed)
+            yield self._silent(placed)
 
     def _retries(self) -> Metric:
         family = _counter("retries", "Requests that lost their replica before the first byte", "outcome")
@@ -91,6 +92,16 @@ class RoutingCollector(Collector):
                 for replica, warmth in counts.warmth.items():
                     family.add_metric([self._ingress, model, replica], getattr(warmth, name))
             yield family
+
+    def _silent(self, placed: Mapping[str, PlacementCounts]) -> Metric:
+        text = (
+            "Decisions by which the lease of a replica that runs had ended: its engine does not reach the shared state"
+        )
+        family = _counter("silent_decisions", text, "replica")
+        for model, counts in placed.items():
+            for replica, count in counts.silent.items():
+                family.add_metric([self._ingress, model, replica], count)
+        return family
 
 
 _WARMTH = {

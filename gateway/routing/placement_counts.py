@@ -36,12 +36,19 @@ class PlacementCounts:
     decision_s: float = 0.0
     decision_buckets: list[int] = field(default_factory=lambda: [0] * (len(DECISION_BUCKETS_S) + 1))
     warmth: dict[str, Warmth] = field(default_factory=dict)
+    silent: dict[str, int] = field(default_factory=dict)  # decisions that a replica's engine had not spoken before
 
     def decided(self, seconds: float, routed: Routed | None) -> None:
         reason = "blind" if routed is None else routed.decision.reason
         self.by_reason[reason] = self.by_reason.get(reason, 0) + 1
         self.decision_s += seconds
         self.decision_buckets[bisect_left(DECISION_BUCKETS_S, seconds)] += 1
+        if routed is None or routed.explained.view.source != "shared":
+            return
+        states = routed.explained.view.replicas
+        for candidate in routed.explained.candidates:
+            if not states[candidate.replica].leased:
+                self.silent[candidate.replica] = self.silent.get(candidate.replica, 0) + 1
 
     def found(self, replica: str, expected: int, found: int) -> None:
         """The engine said how many of the prompt's tokens were cached."""
@@ -55,3 +62,4 @@ class PlacementCounts:
         """Others are gone: their series end."""
         running = set(replicas)
         self.warmth = {name: warmth for name, warmth in self.warmth.items() if name in running}
+        self.silent = {name: count for name, count in self.silent.items() if name in running}

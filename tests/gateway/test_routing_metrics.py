@@ -26,7 +26,7 @@ def _samples(**engines: ScriptedEngine) -> dict[str, float]:
 
 
 def test_counters_by_model_reason_and_replica() -> None:
-    counts = PlacementCounts(looks=4, local_looks=1, failed_reports=2, moved=3)
+    counts = PlacementCounts(looks=4, local_looks=1, failed_reports=2, moved=3, silent={"r2": 7})
     counts.decided(0.0004, None)
     counts.decided(0.003, None)
     counts.found("r1", 64, 48)
@@ -38,13 +38,14 @@ def test_counters_by_model_reason_and_replica() -> None:
     assert found["outrider_replica_fallback_share,m"] == 0.25
     assert found["outrider_replica_state_failures_total,m"] == 2
     assert found["outrider_replica_moved_total,m"] == 3
+    assert found["outrider_replica_silent_decisions_total,m,r2"] == 7
     assert found["outrider_replica_cached_tokens_expected_total,m,r1"] == 64
     assert found["outrider_replica_cached_tokens_found_total,m,r1"] == 64
     assert found["outrider_replica_cached_tokens_error_total,m,r1"] == 32
 
 
 def test_a_replica_that_is_gone_has_no_series() -> None:
-    counts = PlacementCounts()
+    counts = PlacementCounts(silent={"r1": 1})
     counts.found("r1", 1, 1)
     counts.found("r2", 1, 1)
     counts.keep_only(["r2"])

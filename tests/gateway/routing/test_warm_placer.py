@@ -228,3 +228,14 @@ async def test_a_state_that_is_away_is_local_and_counted(config: StateConfig, pl
     counts = placer.counted()
     assert (counts.looks, counts.local_looks) == (2, 2)
     await placer.close()
+
+
+async def test_a_replica_whose_engine_is_not_heard_is_counted(placer: WarmPlacer) -> None:
+    (await placer.place(_request("a"), NOBODY, {})).leave()
+    assert placer.counted().silent == {}
+    await PrefixIndex(placer._client, StateConfig()).forget("r2")
+    (await placer.place(_request("b"), NOBODY, {})).leave()
+    (await placer.place(_request("c"), frozenset({"r2"}), {})).leave()
+    assert placer.counted().silent == {"r2": 1}
+    placer.placements.replicas = ("r1",)
+    assert placer.counted().silent == {}
