@@ -32,7 +32,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-_UNUSABLE = "unhealthy"
 _LAST = ("draining", "silent")
 Reason = Literal["warm", "cold", "load", "fallback", "none"]
 
@@ -51,7 +50,6 @@ class Candidate(NamedTuple):
     decode_rate: float | None = None  # tokens/s of all its sequences together
     kv_use: float | None = None  # in [0, 1]
     trust: float = 1.0  # warm tokens found over warm tokens promised
-    healthy: bool = True
     draining: bool = False
     silent: bool = False  # its engine has not spoken for a while, where others have
 
@@ -113,7 +111,7 @@ class Expectation(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ReplicaDecision:
-    """The choice and everything it was made from. `replica` is None only without candidates that may be used."""
+    """The choice and everything it was made from. `replica` is None only without candidates."""
 
     replica: str | None
     reason: Reason
@@ -137,8 +135,7 @@ def choose_replica(
 
 
 def _best(request: ReplicaRequest, expectations: Sequence[Expectation], weights: ChoiceWeights) -> Expectation | None:
-    usable = [each for each in expectations if each.set_aside != _UNUSABLE]
-    pool = [each for each in usable if each.set_aside is None] or _least_bad(usable)
+    pool = [each for each in expectations if each.set_aside is None] or _least_bad(expectations)
     if not pool:
         return None
     lowest = min(each.score for each in pool)
@@ -154,9 +151,9 @@ def _draw(salt: bytes, replica: str) -> bytes:
     return hashlib.blake2b(replica.encode(), key=salt[:64], digest_size=8).digest()
 
 
-def _least_bad(usable: Sequence[Expectation]) -> Sequence[Expectation]:
+def _least_bad(expectations: Sequence[Expectation]) -> Sequence[Expectation]:
     """Bounds hold while they leave a choice; a draining or silent replica is taken when there is no other."""
-    return [each for each in usable if each.set_aside not in _LAST] or usable
+    return [each for each in expectations if each.set_aside not in _LAST] or expectations
 
 
 def _reason(best: Expectation, expectations: Sequence[Expectation]) -> Reason:
@@ -244,8 +241,6 @@ class _Fleet:
         return math.floor(promised * trust) // size * size
 
     def _set_aside(self, candidate: Candidate, recent_s: float) -> str | None:
-        if not candidate.healthy:
-            return _UNUSABLE
         if candidate.draining:
             return "draining"
         if candidate.silent:

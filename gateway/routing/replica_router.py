@@ -79,16 +79,15 @@ class ReplicaRouter:
         hashes: Sequence[BlockHash],
         prompt_tokens: int,
         replicas: Sequence[str],
-        unhealthy: frozenset[str] = frozenset(),
         session: BlockHash | None = None,
     ) -> Routed | None:
-        """Place a request on one of `replicas`, and count it there; None if none of them may be used.
+        """Place a request on one of `replicas`, and count it there; None if there are none.
 
         `session` stands for what the request belongs to, if the client has said so.
         """
         considered = self._sample(replicas)
         for tries_left in reversed(range(_MAX_TRIES)):
-            explained = await self.explain(hashes, prompt_tokens, considered, replicas, unhealthy, session)
+            explained = await self.explain(hashes, prompt_tokens, considered, replicas, session)
             if explained.decision.replica is None:
                 return None
             reservation = await self._hold(explained, hashes, session, may_refuse=tries_left > 0)
@@ -104,7 +103,6 @@ class ReplicaRouter:
         prompt_tokens: int,
         considered: Sequence[str],
         replicas: Sequence[str],
-        unhealthy: frozenset[str] = frozenset(),
         session: BlockHash | None = None,
     ) -> Explained:
         """The decision among `considered` and those of `replicas` that hold most of the prompt. Changes nothing."""
@@ -121,7 +119,7 @@ class ReplicaRouter:
         known = set(replicas)  # Redis may still know replicas that are gone
         others_speak = view.source == "shared" and any(state.leased for state in view.replicas.values())
         candidates = tuple(
-            _candidate(state, self._block_size, state.replica not in unhealthy, others_speak)
+            _candidate(state, self._block_size, others_speak)
             for state in view.replicas.values()
             if state.replica in known
         )
@@ -156,7 +154,7 @@ class ReplicaRouter:
         return hashes[view.matched_blocks] if view.matched_blocks < len(hashes) else self._rng.randbytes(8)
 
 
-def _candidate(state: ReplicaState, block_size: int, healthy: bool, others_speak: bool) -> Candidate:
+def _candidate(state: ReplicaState, block_size: int, others_speak: bool) -> Candidate:
     return Candidate(
         state.replica,
         state.confirmed_blocks * block_size,
@@ -168,7 +166,6 @@ def _candidate(state: ReplicaState, block_size: int, healthy: bool, others_speak
         state.decode_rate,
         state.kv_use,
         state.trust,
-        healthy,
         state.draining,
         others_speak and not state.leased,
     )

@@ -138,14 +138,13 @@ def test_bounds_set_replicas_aside_while_others_are_left() -> None:
     assert choose(candidate("only", kv_use=0.97)).replica == "only"
 
 
-def test_draining_replicas_are_a_last_resort_and_unhealthy_ones_none() -> None:
+def test_draining_replicas_are_a_last_resort() -> None:
     draining = candidate("leaving", confirmed_tokens=900, draining=True)
     assert choose(draining, candidate("b", queued_tokens=9000.0, kv_use=0.99)).replica == "b"
-    last = choose(draining, candidate("b", healthy=False))
+    last = choose(draining)
     assert (last.replica, last.reason) == ("leaving", "fallback")
-    none = choose(candidate("b", healthy=False))
+    none = choose()
     assert (none.replica, none.reason) == (None, "none")
-    assert choose().replica is None
 
 
 def test_trust_scales_what_a_replica_promises() -> None:
@@ -193,7 +192,6 @@ _candidates = st.lists(
         decode_rate=st.none() | st.floats(1, 1e4),
         kv_use=st.none() | st.floats(0, 1),
         trust=st.floats(0, 1),
-        healthy=st.booleans(),
         draining=st.booleans(),
     ),
     max_size=8,
@@ -202,12 +200,10 @@ _candidates = st.lists(
 
 
 @given(_candidates, st.lists(st.tuples(st.integers(1, 20), st.integers(1, 64)), unique_by=lambda pair: pair[0]))
-def test_whatever_is_known_a_usable_replica_is_found(
-    candidates: list[Candidate], holders: list[tuple[int, int]]
-) -> None:
+def test_whatever_is_known_a_replica_is_found(candidates: list[Candidate], holders: list[tuple[int, int]]) -> None:
     decision = choose_replica(request(holders=tuple(sorted(holders))), candidates)
-    healthy = {each.replica for each in candidates if each.healthy}
-    assert (decision.replica in healthy) if healthy else decision.replica is None
+    replicas = {each.replica for each in candidates}
+    assert (decision.replica in replicas) if replicas else decision.replica is None
     assert [each.replica for each in decision.expectations] == [each.replica for each in candidates]
     for each in decision.expectations:
         assert each.expected_s > 0

@@ -30,8 +30,8 @@ def router(index: PrefixIndex, client: StateClient, config: StateConfig, clock: 
     return ReplicaRouter(FleetState(client, config, "g1", clock), block_size=16, rng=random.Random(0))
 
 
-async def route(router: ReplicaRouter, name: str, blocks: int = 20, **more: frozenset[str]) -> Routed:
-    routed = await router.route(chain(name, blocks), blocks * 16 + 5, REPLICAS, **more)
+async def route(router: ReplicaRouter, name: str, blocks: int = 20) -> Routed:
+    routed = await router.route(chain(name, blocks), blocks * 16 + 5, REPLICAS)
     assert routed is not None
     await router.state.settled()
     return routed
@@ -123,14 +123,11 @@ async def test_a_decision_can_be_made_again_from_what_it_recorded(router: Replic
     assert choose_replica(routed.explained.request, routed.explained.candidates) == routed.decision
 
 
-async def test_gone_and_unhealthy_replicas_are_not_chosen(router: ReplicaRouter, index: PrefixIndex) -> None:
+async def test_gone_replicas_are_not_chosen(router: ReplicaRouter, index: PrefixIndex) -> None:
     await index.apply("r2", "1", 1, chain("a", 20))
     routed = await router.route(chain("a", 20), 325, ["r0", "r1"])
     assert routed is not None
     assert {each.replica for each in routed.decision.expectations} == {"r0", "r1"}
-    unhealthy = await route(router, "a", unhealthy=frozenset({"r2", "r0"}))
-    assert unhealthy.decision.replica in {"r1", "r3"}
-    assert await router.route(chain("a", 20), 325, REPLICAS, frozenset(REPLICAS)) is None
     assert await router.route(chain("a", 20), 325, []) is None
     await router.state.settled()
 
