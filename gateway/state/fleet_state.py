@@ -213,7 +213,7 @@ class FleetState:
 
     def forget(self, replica: str) -> None:
         """It is gone from the fleet."""
-        self._local.forget(replica)
+        self._local.forget(replica, self._clock())
         self._company.forget(replica)
 
     async def settled(self) -> None:

@@ -24,6 +24,7 @@ class LocalView:
         self._beliefs: OrderedDict[BlockHash, dict[str, float]] = OrderedDict()
         self._sessions: OrderedDict[BlockHash, tuple[str, float]] = OrderedDict()
         self._seen: dict[str, ReplicaState] = {}
+        self._gone: dict[str, float] = {}  # replica -> a belief that ends by then is from before it left
 
     def sent(self, replica: str, hashes: Iterable[BlockHash], now: float, session: BlockHash | None = None) -> None:
         """`replica` will hold these blocks, and has the session."""
@@ -47,11 +48,10 @@ class LocalView:
         """Rates and roles stay useful for a while after the shared state is gone."""
         self._seen.update(view.replicas)
 
-    def forget(self, replica: str) -> None:
+    def forget(self, replica: str, now: float) -> None:
         """It is gone."""
         self._seen.pop(replica, None)
-        for holders in self._beliefs.values():
-            holders.pop(replica, None)
+        self._gone = {name: until for name, until in self._gone.items() if until > now} | {replica: now + _BELIEF_S}
 
     def look(
         self,
@@ -77,7 +77,8 @@ class LocalView:
         depths: dict[str, int] = {}
         alive: set[str] | None = None
         for depth, block in enumerate(hashes, 1):
-            holders = {replica for replica, until in self._beliefs.get(block, {}).items() if until > now}
+            beliefs = self._beliefs.get(block, {})
+            holders = {replica for replica, until in beliefs.items() if until > max(now, self._gone.get(replica, now))}
             alive = holders if alive is None else alive & holders
             if not alive:
                 break

@@ -20,8 +20,10 @@ def test_it_knows_where_it_sent_which_prefix_for_a_while() -> None:
     assert view.holders == ((2, 1), (5, 1))
     assert depths(local.look(prompt, ["r3"], 1, now=100.0)) == {"r1": 5, "r3": 0}
     assert depths(local.look(prompt, [], 8, now=150.0)) == {"r2": 2}
-    local.forget("r2")
+    local.forget("r2", now=150.0)
     assert local.look(prompt, [], 8, now=150.0).replicas == {}
+    local.sent("r2", prompt[:3], now=151.0)  # it is back, or another one of its name is there
+    assert depths(local.look(prompt, [], 8, now=152.0)) == {"r2": 3}
 
 
 def test_it_knows_where_a_session_was() -> None:
