@@ -259,15 +259,16 @@ class _Worth:
 
     def __init__(self, request: ReplicaRequest, depths: Sequence[int]) -> None:
         deepest = max(depths, default=0)
-        holders, heat = dict(request.holders), request.heat
+        holders = dict(request.holders)
         left = max(sum(holders.values()), 1)
-        bounds = sorted({depth for depth in (*holders, *depths, *(at for at, _ in heat)) if 0 < depth <= deepest})
         self._lost: dict[int, float] = {0: 0.0}
-        total, before, next_heat = 0.0, 0, 0
-        for depth in bounds:
-            while next_heat < len(heat) and heat[next_heat][0] < depth:
-                next_heat += 1
-            uses = heat[next_heat][1] if next_heat < len(heat) else 0.0
+        heat = iter(request.heat)
+        total, before, counted_at, uses = 0.0, 0, 0.0, 0.0
+        for depth in sorted({*holders, *depths, *(at for at, _ in request.heat)}):
+            if not 0 < depth <= deepest:
+                continue
+            while counted_at < depth:
+                counted_at, uses = next(heat, (math.inf, 0.0))
             total += (depth - before) * request.block_size / (left + uses)
             self._lost[depth] = total
             left = max(left - holders.get(depth, 0), 1)

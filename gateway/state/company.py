@@ -48,6 +48,8 @@ class Company:
                 self._sends[replica.replica] = _Sends(replica.sends)
                 continue
             others = replica.sends - known.confirmed
+            if others == known.others:
+                continue
             if 0 < others - known.others <= known.sent - known.confirmed:
                 continue  # these may be our own, counted and not yet confirmed: a later look tells
             own = min(max(others - known.others, 0), known.unsure)

@@ -25,13 +25,13 @@ from gateway.state.channel import Answers
 from gateway.state.config import StateConfig
 from gateway.state.dialler import Dialler
 from gateway.state.errors import StateAccessError, StateUnavailableError
-from gateway.state.wire import Argument, head, pack
+from gateway.state.wire import Argument, pack
 
 Clock = Callable[[], int]
 # Hears what became of a script: True, it ran; False, it did not; None, nobody knows.
 Told = Callable[[bool | None], None]
 # Raised with every change of what keys hold: gateways and engines of two versions share nothing, and nobody misreads.
-_LAYOUT = 2
+_LAYOUT = 3
 _TIME = pack("TIME")
 
 # After this long nothing is expected any more, of a connection either.
@@ -153,22 +153,17 @@ class StateClient:
         packed = pack("EVALSHA", script.sha, 0, *self._full(arguments))
         channel.send(packed, at_once=False).add_done_callback(answered)
 
-    async def values(self, packed_keys: bytes, count: int) -> tuple[int, list[bytes | None]]:
-        """The time (ms), and the strings at `count` keys at that time. Raises StateUnavailableError.
+    async def read(self, commands: bytes, num_answers: int) -> tuple[int, Answers]:
+        """The time (ms), and the answers to packed commands that change nothing. Raises StateUnavailableError.
 
         Also where Redis has refused a write since it last took one: what it holds is then no longer what is.
         """
         if self._refuses_writes:
             raise StateUnavailableError("the shared state takes no writes")
-        mget = head(b"MGET", count) + packed_keys
         if self._clock is not None:
-            return self._clock(), (await self._ask(mget))[0]
-        (seconds, micros), values = await self._ask(_TIME + mget, 2)
-        return int(seconds) * 1000 + int(micros) // 1000, values
-
-    async def command(self, *words: Argument) -> Any:
-        """A plain command's answer. Raises StateUnavailableError."""
-        return (await self._ask(pack(*words)))[0]
+            return self._clock(), await self._ask(commands, num_answers)
+        (seconds, micros), *answers = await self._ask(_TIME + commands, 1 + num_answers)
+        return int(seconds) * 1000 + int(micros) // 1000, answers
 
     async def close(self) -> None:
         self._is_closed = True

@@ -1,31 +1,39 @@
 """At which depths of a prompt the state is told of it and asked about it: at all of the first, then at ever fewer.
 
-Every block up to the 32nd, every second one up to the 64th, every fourth up to the 128th, and so on: a match comes out
-short by less than a sixteenth of itself, and a decision about a prompt of a thousand blocks costs twice what one about
-forty does. Between two such depths, whoever holds the deeper one is taken to hold all: that is so but for rare holes.
+Blocks that are held: every one up to the 32nd, every second one up to the 64th, every fourth up to the 128th, and so
+on: a match comes out short by less than a sixteenth of itself, and a decision about a prompt of a thousand blocks costs
+twice what one about forty does. Between two such depths, whoever holds the deeper one is taken to hold all: that is so
+but for rare holes.
+
+Blocks that were sent: four in each octave are enough to keep siblings together until an engine has said what it holds,
+and to see where a prefix that many ask for ends.
 """
 
 from __future__ import annotations
 
 import functools
 
-_NUM_DENSE = 32
-_HEAT_DEPTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+_HELD_DENSE = 32
+_SENT_DENSE = 8
 
 
 @functools.lru_cache(maxsize=1024)
-def asked_depths(num_blocks: int) -> tuple[int, ...]:
+def held_depths(num_blocks: int) -> tuple[int, ...]:
     """Those of a prompt of so many blocks, ascending; a shorter prompt's are the first of a longer one's."""
-    depths = list(range(1, min(num_blocks, _NUM_DENSE) + 1))
+    return _depths(num_blocks, _HELD_DENSE)
+
+
+@functools.lru_cache(maxsize=1024)
+def sent_depths(num_blocks: int) -> tuple[int, ...]:
+    """As held_depths; some of these."""
+    return _depths(num_blocks, _SENT_DENSE)
+
+
+def _depths(num_blocks: int, num_dense: int) -> tuple[int, ...]:
+    depths = list(range(1, min(num_blocks, num_dense) + 1))
     step = 2
-    while step * _NUM_DENSE // 2 < num_blocks:
-        first, last = step * _NUM_DENSE // 2 + step, min(num_blocks, step * _NUM_DENSE)
+    while step * num_dense // 2 < num_blocks:
+        first, last = step * num_dense // 2 + step, min(num_blocks, step * num_dense)
         depths += range(first, last + 1, step)
         step *= 2
     return tuple(depths)
-
-
-@functools.lru_cache(maxsize=1024)
-def heat_depths(num_blocks: int) -> tuple[int, ...]:
-    """Where requests are counted: two depths per octave say enough about where a common prefix ends; ascending."""
-    return tuple(depth for depth in _HEAT_DEPTHS if depth <= num_blocks)

@@ -8,6 +8,7 @@ versions and sums do not care.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import functools
 import hashlib
 import math
@@ -19,7 +20,7 @@ from engines.block_hash import BlockHash
 from gateway.state.company import Company
 from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient, Told
-from gateway.state.depths import asked_depths, heat_depths
+from gateway.state.depths import sent_depths
 from gateway.state.errors import StateUnavailableError
 from gateway.state.fleet_view import FleetView
 from gateway.state.load import LoadLedger, Reservation, Totals
@@ -239,9 +240,8 @@ class FleetState:
             # Until the engine confirms, which is soon after the first token.
             predicted_s = min(self._config.predicted_ttl_s + expected_s, self._config.max_predicted_ttl_s)
             figures = int(predicted_s * 1000), int(self._config.heat_s * 1000)
-            predicted = (hashes[depth - 1] for depth in asked_depths(len(hashes)) if depth > confirmed_blocks)
-            counted = (hashes[depth - 1] for depth in heat_depths(len(hashes)))
-            blocks = b"".join(predicted), b"".join(counted)
+            depths = sent_depths(len(hashes))
+            blocks = b"".join([hashes[depth - 1] for depth in depths]), bisect.bisect(depths, confirmed_blocks)
             session_ms = int(self._config.session_ttl_s * 1000)
             self._tell(FORETELL, reservation.replica, *figures, *blocks, session or b"", session_ms)
             self._told(None, True)

@@ -49,36 +49,33 @@ return 1
 FORETELL = Script(
     RECORD_LUA
     + """
--- ARGV: replica, predicted_ttl_ms, heat_ms, hashes that it will hold, hashes to count, session or '', session_ttl_ms
-local ttl, heat_ms, predicted, counted = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], ARGV[7]
+-- ARGV: replica, predicted_ttl_ms, heat_ms, hashes that it was sent, how many of them its engine confirmed,
+-- session or '', session_ttl_ms
+local ttl, heat_ms, sent, num_confirmed = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 local r = read_record(ARGV[3])
-if r[SLOT] > 0 then
-  local slot = r[SLOT] - 1
-  local mine = struct.pack('<I2I8', slot, now + ttl)
-  for i = 1, #predicted / 16 do
-    local key = key_of(':p:', predicted, i)
-    if not redis.call('SET', key, mine, 'PX', ttl, 'NX') then
-      local others, known = '', redis.call('GET', key)
-      for at = 1, #known, 10 do
-        local other, ends = struct.unpack('<I2I8', known, at)
-        if other ~= slot and ends > now then others = others .. known:sub(at, at + 9) end
+local slot = r[SLOT] - 1
+for i = 1, #sent / 16 do
+  local key, count, life, predictions, mine = key_of(':p:', sent, i), 1, 0, '', -1
+  if slot >= 0 and i > num_confirmed then
+    mine, life, predictions = slot, ttl, struct.pack('<I2I8', slot, now + ttl)
+  end
+  local known = redis.call('GET', key)
+  if known then
+    local before, since = struct.unpack('<dI8', known)
+    count = 1 + before * math.exp((since - now) / heat_ms)
+    for at = 17, #known, 10 do
+      local other, ends = struct.unpack('<I2I8', known, at)
+      if other ~= mine and ends > now then
+        life, predictions = math.max(life, ends - now), predictions .. known:sub(at, at + 9)
       end
-      redis.call('SET', key, mine .. others, 'PX', ttl)
     end
   end
+  -- Until a twentieth of one request is left of the count.
+  life = math.ceil(math.max(life, heat_ms * (3 + math.log(count))))
+  redis.call('SET', key, struct.pack('<dI8', count, now) .. predictions, 'PX', life)
 end
 
 if ARGV[8] ~= '' then redis.call('SET', ns .. ':s:' .. ARGV[8], ARGV[3], 'PX', ARGV[9]) end
-
-for i = 1, #counted / 16 do
-  local key, count = key_of(':h:', counted, i), 1
-  local known = redis.call('GET', key)
-  if known then
-    local before, at = struct.unpack('<dI8', known)
-    count = 1 + before * math.exp((at - now) / heat_ms)
-  end
-  redis.call('SET', key, struct.pack('<dI8', count, now), 'PX', 10 * heat_ms)
-end
 return 1
 """
 )

@@ -2,9 +2,9 @@
 
     {ns}:slots     slot -> replica                          {ns}:live    bitmap of the slots in use
     {ns}:free      slots by the time they were cleared      {ns}:dirty   slots whose claims are still being removed
-    {ns}:replicas  replicas by the end of their lease       {ns}:e:ID    a replica's epoch: its name, slot, sequence
-    {ns}:b:HASH    bitmap of the slots that hold the block  {ns}:r:ID    a replica's record: lease, load, rates
-    {ns}:held:S    hashes that slot S claims
+    {ns}:replicas  replicas by the end of their lease, then of their record
+    {ns}:r         replica -> record: lease, load, rates    {ns}:e:ID    a replica's epoch: its name, slot, sequence
+    {ns}:b:HASH    bitmap of the slots that hold the block  {ns}:held:S  hashes that slot S claims
 
 A slot stands for one epoch of one replica: a restarted engine, or one whose events did not arrive in sequence, takes a
 new one and publishes what it holds from the start. What the old slot claimed is at once no longer believed, and is
@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from engines.block_hash import BlockHash
 from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
-from gateway.state.record import RECORD_LUA
+from gateway.state.record import DAY_MS, RECORD_LUA
 
 # Blocks in one message: Redis is busy for about 1 us for each.
 MAX_BATCH = 1024
 _SWEEP_BATCH = 512
 # A prediction names a slot: none may outlive the slot's meaning.
 _SLOT_REST_MS = 120_000
-_DAY_MS = 86_400_000
 
 
 class Applied(enum.Enum):
@@ -76,7 +75,7 @@ end
 redis.call('HSET', ns .. ':slots', slot, replica)
 redis.call('SETBIT', ns .. ':live', slot, 1)
 redis.call('HSET', ns .. ':e:' .. replica, 'slot', slot, 'epoch', epoch, 'seq', 0)
-redis.call('PEXPIRE', ns .. ':e:' .. replica, {_DAY_MS})
+redis.call('PEXPIRE', ns .. ':e:' .. replica, {DAY_MS})
 redis.call('ZADD', ns .. ':replicas', ends, replica)
 local r, tail = read_record(replica)
 r[SLOT], r[UNTIL], r[DRAINING], r[KV_USE], r[REPORTED] = slot + 1, ends, 0, 0, 0
@@ -94,7 +93,7 @@ local key, seq, ttl = ns .. ':e:' .. ARGV[3], tonumber(ARGV[5]), tonumber(ARGV[7
 local slot, epoch, last = unpack(redis.call('HMGET', key, 'slot', 'epoch', 'seq'))
 if epoch ~= ARGV[4] or redis.call('HGET', ns .. ':slots', slot) ~= ARGV[3] then return 'unknown' end
 local ends = now + tonumber(ARGV[6])
-redis.call('PEXPIRE', key, {_DAY_MS})
+redis.call('PEXPIRE', key, {DAY_MS})
 redis.call('ZADD', ns .. ':replicas', ends, ARGV[3])
 local r, tail = read_record(ARGV[3])
 r[SLOT], r[UNTIL] = slot + 1, ends
@@ -142,23 +141,30 @@ _FORGET = Script(
 -- ARGV: replica
 retire(ARGV[3])
 redis.call('ZREM', ns .. ':replicas', ARGV[3])
-redis.call('DEL', ns .. ':r:' .. ARGV[3])
+redis.call('HDEL', ns .. ':r', ARGV[3])
 return 1
 """
 )
 
 _SWEEP = Script(
     _RETIRE
-    + """
+    + f"""
 -- ARGV: grace_ms, batch
 local batch = tonumber(ARGV[4])
 local lapsed = redis.call('ZRANGEBYSCORE', ns .. ':replicas', '-inf', now - tonumber(ARGV[3]), 'LIMIT', 0, 16)
 for _, replica in ipairs(lapsed) do
   retire(replica)
-  redis.call('ZREM', ns .. ':replicas', replica)
-  local r, tail = read_record(replica)  -- what it was sent is under leases of its own
-  r[SLOT], r[UNTIL] = 0, 0
-  write_record(replica, r, tail)
+  local r, tail = read_record(replica)  -- what it was sent is under leases of its own, and what was learned stays
+  local _, in_flight = load_of(tail)
+  local ends = (in_flight > 0 and now or r[RECENT_AT]) + {DAY_MS}
+  if ends > now then
+    r[SLOT], r[UNTIL] = 0, 0
+    write_record(replica, r, tail)
+    redis.call('ZADD', ns .. ':replicas', ends, replica)
+  else
+    redis.call('HDEL', ns .. ':r', replica)
+    redis.call('ZREM', ns .. ':replicas', replica)
+  end
 end
 local slot = redis.call('SRANDMEMBER', ns .. ':dirty')
 if not slot then return 0 end

@@ -1,94 +1,126 @@
 """How far each replica's cache matches a prompt: a chain of ANDs over the bitmaps of its blocks' holders.
 
 Exact whatever an engine evicts first, and cheap where neighbours are held by the same replicas, as most are. Bit s of a
-block's bitmap is slot s, from the highest bit of its first byte, as SETBIT counts. A prediction is a slot and the end
-of its life; a block has one for each replica that was sent it lately.
+block's bitmap is slot s, from the highest bit of its first byte, as SETBIT counts. What is known of a block that was
+sent is how many requests lately asked for it, and a prediction for each replica that they were sent to: a slot and the
+end of its life.
 """
 
 from __future__ import annotations
 
+import math
 import struct
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+_HEAT = struct.Struct("<dQ")  # requests, and when that was so, in ms
 _PREDICTION = struct.Struct("<HQ")  # slot, ends in ms
+
+
+Groups = list[tuple[int, int]]  # (depth, bits of the slots whose match ends there), ascending; depth > 0
 
 
 @dataclass(slots=True)
 class PrefixMatch:
-    """Blocks from the prompt's start, by slot; slots that hold none are left out. Shallow ones come first."""
+    """How many blocks from the prompt's start each slot holds. Slot s is the bit 8 * `width` - 1 - s."""
 
-    confirmed: dict[int, int] = field(default_factory=dict)
-    predicted: dict[int, int] = field(default_factory=dict)  # confirmed or sent there lately
+    width: int  # bytes
+    confirmed: Groups = field(default_factory=list)
+    predicted: Groups = field(default_factory=list)  # confirmed or sent there lately
 
     def holders(self) -> tuple[tuple[int, int], ...]:
         """(depth, slots whose match ends there), ascending."""
-        return tuple(Counter(self.predicted.values()).items())
+        return tuple([(depth, slots.bit_count()) for depth, slots in self.predicted])
+
+    def depths(self, slot: int) -> tuple[int, int]:
+        """Blocks in a row there: confirmed, predicted."""
+        return self._depth(self.confirmed, slot), self._depth(self.predicted, slot)
 
     def deepest(self, limit: int, turn: int) -> list[int]:
         """The slots with the longest matches; of the last depth that fits in part, others in each turn."""
-        slots = list(self.predicted)
         chosen: list[int] = []
-        for _, count in reversed(self.holders()):
-            group, room = slots[-count:], limit - len(chosen)
-            del slots[-count:]
-            if count > room:
-                return chosen + [group[(index + turn) % count] for index in range(room)]
-            chosen += group
+        for _, slots in reversed(self.predicted):
+            room = limit - len(chosen)
+            if not room:
+                break
+            group = self._slots(slots)
+            chosen += group if len(group) <= room else [group[(index + turn) % len(group)] for index in range(room)]
         return chosen
+
+    def _depth(self, groups: Groups, slot: int) -> int:
+        bit = 1 << 8 * self.width - 1 - slot if slot < 8 * self.width else 0
+        for depth, slots in groups:
+            if slots & bit:
+                return depth
+        return 0
+
+    def _slots(self, bits: int) -> list[int]:
+        slots = []
+        while bits:
+            top = bits.bit_length()
+            slots.append(8 * self.width - top)
+            bits ^= 1 << (top - 1)
+        return slots
 
 
 def match_prefix(
     live: bytes,
-    depths: Sequence[int],
-    blocks: Sequence[bytes | None],
-    predictions: Sequence[bytes | None],
+    held_depths: Sequence[int],
+    held: Sequence[bytes | None],
+    sent_depths: Sequence[int],
+    sent: Sequence[bytes | None],
     now: int,
 ) -> PrefixMatch:
-    """Of the slots in `live`. `blocks` are bitmaps and `predictions` joined pairs, of the prompt's blocks at `depths`.
-
-    Each stands for those between it and the one before. `now` is in ms.
+    """Of the slots in `live`. `held` are bitmaps of the prompt's blocks at `held_depths`, `sent` what is known of those
+    that were sent. Depths ascend, and each stands for those between it and the one before. `now` is in ms.
     """
-    width, match = len(live), PrefixMatch()
+    match = PrefixMatch(width=len(live))
     confirmed = predicted = int.from_bytes(live, "big")
-    depth = 0
-    previous_block: bytes | None = live
-    previous_sent: bytes | None = None
-    for next_depth, block, sent in zip(depths, blocks, predictions, strict=True):
-        if block == previous_block and sent == previous_sent:
-            depth = next_depth
-            continue
-        holders = _bits(block, width)
-        confirmed = _keep(confirmed, holders, depth, width, match.confirmed)
-        if sent is not None:
-            holders |= _sent(sent, width, now)
-        predicted = _keep(predicted, holders, depth, width, match.predicted)
-        if not predicted:
-            break
-        depth, previous_block, previous_sent = next_depth, block, sent
-    _keep(confirmed, 0, depth, width, match.confirmed)
-    _keep(predicted, 0, depth, width, match.predicted)
+    told = zip(sent_depths, sent, strict=True)
+    depth, sent_depth = 0, 0.0
+    block: bytes | None = live
+    receivers = 0
+    for next_depth, next_block in zip(held_depths, held, strict=True):
+        before = receivers
+        while sent_depth < next_depth:
+            sent_depth, known = next(told, (math.inf, None))
+            receivers = 0 if known is None else _receivers(known, match.width, now)
+        if next_block != block or receivers != before:
+            holders = 0 if next_block is None else _bits(next_block, match.width)
+            confirmed = _keep(confirmed, holders, depth, match.confirmed)
+            predicted = _keep(predicted, holders | receivers, depth, match.predicted)
+            if not predicted:
+                return match
+        depth, block = next_depth, next_block
+    _keep(confirmed, 0, depth, match.confirmed)
+    _keep(predicted, 0, depth, match.predicted)
     return match
 
 
-def _bits(bitmap: bytes | None, width: int) -> int:
-    return 0 if bitmap is None else int.from_bytes(bitmap[:width].ljust(width, b"\0"), "big")
+def recent_requests(known: bytes | None, now: int, heat_ms: float) -> float:
+    """For a block of which that is known; each counts for less as time goes by, a third after `heat_ms`."""
+    if known is None:
+        return 0.0
+    count, since = _HEAT.unpack_from(known)
+    return float(count * math.exp((since - now) / heat_ms))
 
 
-def _sent(predictions: bytes, width: int, now: int) -> int:
+def _bits(bitmap: bytes, width: int) -> int:
+    missing = width - len(bitmap)
+    return int.from_bytes(bitmap, "big") << 8 * missing if missing >= 0 else int.from_bytes(bitmap[:width], "big")
+
+
+def _receivers(known: bytes, width: int, now: int) -> int:
     bits = 0
-    for slot, ends in _PREDICTION.iter_unpack(predictions):
+    for slot, ends in _PREDICTION.iter_unpack(known[_HEAT.size :]):
         if ends > now and slot < 8 * width:
             bits |= 1 << (8 * width - 1 - slot)
     return bits
 
 
-def _keep(alive: int, holders: int, depth: int, width: int, depths: dict[int, int]) -> int:
+def _keep(alive: int, holders: int, depth: int, groups: Groups) -> int:
     """Slots that go on; those that do not, end at `depth`."""
-    lost = alive & ~holders
-    while lost and depth:
-        top = lost.bit_length()
-        depths[8 * width - top] = depth
-        lost ^= 1 << (top - 1)
-    return alive & holders
+    kept = alive & holders
+    if kept != alive and depth:
+        groups.append((depth, alive ^ kept))
+    return kept

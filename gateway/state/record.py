@@ -1,4 +1,4 @@
-"""One replica's record: everything a decision wants to know of it in one string, which MGET reads for a whole fleet.
+"""One replica's record: everything a decision wants to know of it in one string, a field of the hash of its fleet.
 
 Sixteen doubles, then an entry for each gateway that has requests there. Zeros mean "never": an absent record reads as
 one of zeros. Scripts change it, so that a change sees the one before it; readers take it apart in Python. A gateway's
@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 
 from gateway.state.fleet_view import ReplicaState
+from gateway.state.prefix_match import PrefixMatch
 
 _FIELDS = (
     "slot",  # plus one; zero: not registered
@@ -30,9 +31,9 @@ _FIELDS = (
     "sends",  # requests ever sent: tells whether somebody was quicker
 )
 _HEADER = struct.Struct(f"<{len(_FIELDS)}d")
-SLOT_BYTES = 8  # a record begins with its slot
+_SLOT = struct.Struct("<d")  # a record begins with it
 _ENTRY = struct.Struct("<8sIIIQ")  # gateway, version, queued tokens, requests in flight, end of the lease in ms
-_DAY_MS = 86_400_000
+DAY_MS = 86_400_000  # a record is kept for so long after its last use
 # Of what waits, at least this share: the request whose turn it is has not had its first token yet.
 _LEAST_LEFT = 0.05
 # Warm tokens promised and found before the first ones: a replica's word is good until it has proved otherwise.
@@ -42,12 +43,15 @@ _TRUSTED_TOKENS = 1000
 RECORD_LUA = f"""
 local {", ".join(name.upper() for name in _FIELDS)} = {", ".join(str(n + 1) for n in range(len(_FIELDS)))}
 local function read_record(replica)
-  local text = redis.call('GET', ns .. ':r:' .. replica) or string.rep('\\0', {_HEADER.size})
+  local text = redis.call('HGET', ns .. ':r', replica) or string.rep('\\0', {_HEADER.size})
   return {{struct.unpack('<{"d" * len(_FIELDS)}', text)}}, text:sub({_HEADER.size + 1})
 end
 local function write_record(replica, r, tail)
-  redis.call('SET', ns .. ':r:' .. replica, struct.pack('<{"d" * len(_FIELDS)}', unpack(r, 1, {len(_FIELDS)})) .. tail,
-    'PX', {_DAY_MS})
+  local text = struct.pack('<{"d" * len(_FIELDS)}', unpack(r, 1, {len(_FIELDS)})) .. tail
+  if redis.call('HSET', ns .. ':r', replica, text) == 1 then  -- fields do not expire: sweeping looks after it
+    redis.call('ZADD', ns .. ':replicas', 'NX', now + {DAY_MS}, replica)
+  end
+  redis.call('PEXPIRE', ns .. ':r', {DAY_MS})
 end
 local function account(tail, gateway, version, queued, in_flight, lease_ms)  -- tail with the gateway's newest word
   local kept = struct.pack('<c8I4I4I4I8', gateway, version, queued, in_flight, now + lease_ms)
@@ -75,18 +79,19 @@ end
 
 def read_slot(record: bytes) -> int | None:
     """The slot of the replica's present epoch; None if it is not registered."""
-    return int(_HEADER.unpack_from(record)[0]) - 1 if record[:SLOT_BYTES].strip(b"\0") else None
+    (slot,) = _SLOT.unpack_from(record)
+    return int(slot) - 1 if slot else None
 
 
 def read_state(
     replica: str,
     record: bytes | None,
-    depths: tuple[dict[int, int], dict[int, int]],
+    match: PrefixMatch,
     now: int,
     report_ttl_ms: int,
     half_life_ms: int,
 ) -> ReplicaState:
-    """The replica at `now` (ms). `depths` are blocks held by slot: as engines say, and with predictions."""
+    """The replica at `now` (ms); `match` tells what it holds."""
     if record is None:
         return ReplicaState(replica, leased=False)
     (
@@ -108,18 +113,18 @@ def read_state(
         sends,
     ) = _HEADER.unpack_from(record)
     queued = in_flight = 0
-    for _, _, tokens, requests, ends in _ENTRY.iter_unpack(memoryview(record)[_HEADER.size :]):
+    for _, _, tokens, requests, ends in _ENTRY.iter_unpack(record[_HEADER.size :]):
         if ends > now:
             queued, in_flight = queued + tokens, in_flight + requests
     prefill_rate = _rate(prefill_tokens, prefill_ms)
     leased = slot > 0 and until > now
-    confirmed, predicted = depths
+    confirmed, predicted = match.depths(int(slot) - 1) if leased else (0, 0)
     return ReplicaState(  # in the order of its fields: by name, a decision's dozens of them take twice as long
         replica,
         leased,
         draining > 0,
-        confirmed.get(int(slot) - 1, 0) if leased else 0,
-        predicted.get(int(slot) - 1, 0) if leased else 0,
+        confirmed,
+        predicted,
         _left(queued, max(free_at - now, 0), prefill_rate) if slot else None,
         in_flight if slot else None,
         recent * 2 ** ((recent_at - now) / half_life_ms) if recent else 0.0,

@@ -1,68 +1,58 @@
-"""Which replica is behind which slot: what a reader remembers between looks, and every record it reads confirms."""
+"""Which replica is behind which slot: remembered between looks, and believed where its record says the same."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
-from gateway.state.record import SLOT_BYTES, read_slot
-from gateway.state.wire import pack_keys
+from gateway.state.record import read_slot
 
 # More names than a fleet has: those of replicas that are gone are among them.
 _MAX_NAMES = 4096
 
-Records = dict[str, bytes | None]
+Records = dict[bytes, bytes]  # by replica; those that have one
 
 
 class SlotNames:
     """Of one fleet."""
 
-    def __init__(self, key_prefix: bytes) -> None:
-        """`key_prefix` and a name are the key of the replica's record."""
-        self._key_prefix = key_prefix
-        self._names: dict[int, str] = {}
-        self._seen: dict[str, bytes] = {}  # how each record began: most say the same again
-        self._packed: dict[str, bytes] = {}
-
-    def __len__(self) -> int:
-        return len(self._names)
+    def __init__(self) -> None:
+        self._names: dict[int, bytes] = {}
+        self._slots: dict[bytes, int] = {}
 
     def __contains__(self, slot: int) -> bool:
         return slot in self._names
 
-    def all(self) -> Iterable[str]:
-        return self._names.values()
-
-    def of(self, slots: Sequence[int]) -> list[str]:
-        """The replicas behind `slots`, without those that are not known."""
+    def known(self, slots: Sequence[int]) -> list[bytes]:
+        """The replicas that were seen behind `slots`; those behind others are left out."""
         return [name for slot in slots if (name := self._names.get(slot)) is not None]
 
-    def pack_keys(self, names: Sequence[str]) -> bytes:
-        """The keys of their records, as arguments of a command."""
-        packed = self._packed
-        return b"".join([packed.get(name) or self._pack(name) for name in names])
+    def confirmed(self, slots: Sequence[int], records: Mapping[bytes, bytes]) -> list[bytes]:
+        """The replicas behind `slots`, without those of which `records` say nothing or something else."""
+        return [
+            name
+            for slot in slots
+            if (name := self._names.get(slot)) is not None
+            and (record := records.get(name)) is not None
+            and read_slot(record) == slot
+        ]
 
-    def learn(self, records: Records) -> None:
-        """Which slots these replicas have now; a slot that another replica has is no longer theirs."""
+    def learn(self, records: Mapping[bytes, bytes]) -> None:
+        """Which slots these replicas have now; a slot that one of them had before is no longer its own."""
+        if len(self._names) + len(records) > _MAX_NAMES:
+            self._names.clear()
+            self._slots.clear()
         for name, record in records.items():
-            begins = record[:SLOT_BYTES] if record else b""
-            if self._seen.get(name) != begins:
-                self._forget(name)
-                self._seen[name] = begins
-                if record and (slot := read_slot(record)) is not None:
-                    self._names[slot] = name
+            self._set(name, read_slot(record))
 
     def learn_names(self, slots: Sequence[int], names: Sequence[bytes | None]) -> None:
         """What Redis says is behind `slots`."""
-        self._names.update({slot: name.decode() for slot, name in zip(slots, names, strict=True) if name is not None})
+        for slot, name in zip(slots, names, strict=True):
+            if name is not None:
+                self._set(name, slot)
 
-    def _forget(self, name: str) -> None:
-        for slot in [slot for slot, known in self._names.items() if known == name]:
-            del self._names[slot]
-
-    def _pack(self, name: str) -> bytes:
-        if len(self._packed) >= _MAX_NAMES:
-            self._packed.clear()
-            self._seen.clear()
-            self._names.clear()
-        packed = self._packed[name] = pack_keys(self._key_prefix, [name])
-        return packed
+    def _set(self, name: bytes, slot: int | None) -> None:
+        before = self._slots.pop(name, None)
+        if before is not None and self._names.get(before) == name:
+            del self._names[before]
+        if slot is not None:
+            self._slots[name], self._names[slot] = slot, name

@@ -14,7 +14,7 @@ _HASH_BYTES = 16
 
 def pack(*arguments: Argument) -> bytes:
     """One command."""
-    return b"*%d\r\n" % len(arguments) + b"".join(map(_word, arguments))
+    return b"*%d\r\n" % len(arguments) + b"".join(map(pack_word, arguments))
 
 
 def pack_hashes(prefix: bytes, hashes: Sequence[BlockHash]) -> bytes:
@@ -28,16 +28,12 @@ def pack_hashes(prefix: bytes, hashes: Sequence[BlockHash]) -> bytes:
     return packed
 
 
-def pack_keys(prefix: bytes, names: Sequence[str]) -> bytes:
-    """Arguments `prefix + name`, to follow a command's head."""
-    return b"".join([_word(prefix + name.encode()) for name in names])
-
-
 def head(command: bytes, num_arguments: int) -> bytes:
     """The beginning of a command whose packed arguments follow."""
-    return b"*%d\r\n" % (num_arguments + 1) + _word(command)
+    return b"*%d\r\n" % (num_arguments + 1) + pack_word(command)
 
 
-def _word(argument: Argument) -> bytes:
+def pack_word(argument: Argument) -> bytes:
+    """One argument, to follow a command's head."""
     word = argument if isinstance(argument, bytes) else str(argument).encode()
     return b"$%d\r\n%b\r\n" % (len(word), word)

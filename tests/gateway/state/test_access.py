@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import trustme
+from redis import Redis
 
 from engines.block_hash import root_hash
 from gateway.state.config import StateConfig
@@ -31,14 +32,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer
 
 
 @pytest.fixture
-async def owner(guarded: EmbeddedServer) -> AsyncIterator[StateClient]:
+def owner(guarded: EmbeddedServer) -> Iterator[Redis]:
     """May do everything. Afterwards nobody needs a password, and there are no users."""
-    owner = StateClient(StateConfig(), guarded.url, "m", timeout_s=5)
-    await owner.connect()
-    yield owner
-    await owner.command("ACL", "SETUSER", "default", "nopass")
-    await owner.command("ACL", "DELUSER", "outrider")
-    await owner.close()
+    with Redis.from_url(guarded.url) as owner:
+        yield owner
+        owner.execute_command("ACL", "SETUSER", "default", "nopass")
+        owner.execute_command("ACL", "DELUSER", "outrider")
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +72,9 @@ def _client(url: str, ca_file: Path | None = None, password_env: str | None = No
 
 
 async def test_state_travels_through_tls_with_a_password(
-    owner: StateClient, tls: int, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    owner: Redis, tls: int, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await owner.command("ACL", "SETUSER", "default", "resetpass", ">secret")
+    owner.execute_command("ACL", "SETUSER", "default", "resetpass", ">secret")
     monkeypatch.setenv(PASSWORD, "secret")
     client = _client(f"rediss://localhost:{tls}/0", _pem(authority, tmp_path), PASSWORD)
     try:
@@ -86,7 +85,7 @@ async def test_state_travels_through_tls_with_a_password(
             long.encode(),
             b"b",
         ]
-        await owner.command("CLIENT", "KILL", "TYPE", "normal")  # the connection is opened again unnoticed
+        owner.execute_command("CLIENT", "KILL", "TYPE", "normal")  # the connection is opened again unnoticed
         assert await client.run(ECHO, "c") == b"c"
     finally:
         await client.close()
@@ -121,14 +120,14 @@ def test_a_file_without_authorities_is_said(tmp_path: Path) -> None:
             _client("rediss://localhost", tmp_path / name)
 
 
-async def test_a_user_with_few_rights_is_enough(tcp: int, owner: StateClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    await owner.command("ACL", "SETUSER", "outrider", "on", ">secret", *RIGHTS)
+async def test_a_user_with_few_rights_is_enough(tcp: int, owner: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner.execute_command("ACL", "SETUSER", "outrider", "on", ">secret", *RIGHTS)
     monkeypatch.setenv(PASSWORD, "secret")
     client, config = _client(f"redis://outrider@localhost:{tcp}/0", password_env=PASSWORD), StateConfig()
     state, index, blocks = FleetState(client, config, "gateway"), PrefixIndex(client, config), [root_hash("x")]
     try:
         await client.connect()
-        assert b"user=outrider" in await owner.command("CLIENT", "LIST")
+        assert b"user=outrider" in owner.execute_command("CLIENT", "LIST")
         await index.register("r1", "epoch")
         await index.apply("r1", "epoch", 1, blocks)
         await index.drain("r1", drains=False)
@@ -159,7 +158,7 @@ async def test_a_user_with_few_rights_is_enough(tcp: int, owner: StateClient, mo
 async def test_who_is_not_let_in_reads_why(
     guarded: EmbeddedServer,
     tcp: int,
-    owner: StateClient,
+    owner: Redis,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     user: str,
@@ -167,8 +166,8 @@ async def test_who_is_not_let_in_reads_why(
     words: str,
     scheme: str,
 ) -> None:
-    await owner.command("ACL", "SETUSER", "default", "resetpass", ">another")
-    await owner.command("ACL", "SETUSER", "outrider", "on", ">secret", "-@all", "+ping")
+    owner.execute_command("ACL", "SETUSER", "default", "resetpass", ">another")
+    owner.execute_command("ACL", "SETUSER", "outrider", "on", ">secret", "-@all", "+ping")
     monkeypatch.setenv(PASSWORD, password)
     address = f"localhost:{tcp}" if scheme == "redis" else guarded.url.removeprefix("unix://")
     client = _client(f"{scheme}://{user and user + '@'}{address}", password_env=PASSWORD if password else None)

@@ -14,7 +14,7 @@ from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
 from gateway.state.embedded import EmbeddedServer
 from gateway.state.errors import StateUnavailableError
-from gateway.state.wire import pack_keys
+from gateway.state.wire import pack
 
 ECHO = Script("return {ns, ARGV[3]}")
 NOW = Script("return now")
@@ -25,7 +25,7 @@ async def test_scripts_see_the_prefix_and_their_arguments(server: EmbeddedServer
     client = StateClient(StateConfig(timeout_s=5, namespace="tests"), server.url, "org/model")
     try:
         await client.connect()
-        assert await client.run(ECHO, "x") == [b"tests:2:{org/model}", b"x"]
+        assert await client.run(ECHO, "x") == [b"tests:3:{org/model}", b"x"]
     finally:
         await client.close()
 
@@ -166,9 +166,9 @@ async def test_answers_are_not_mixed_up_when_a_caller_gives_up(server: EmbeddedS
         await asyncio.sleep(0)
         slow.cancel()
         assert [await client.run(ECHO, str(number)) for number in range(5)] == [
-            [b"outrider:2:{m}", str(number).encode()] for number in range(5)
+            [b"outrider:3:{m}", str(number).encode()] for number in range(5)
         ]
-        now, values = await client.values(pack_keys(b"", ["nobody has it"]), 1)
+        now, values = await client.read(pack("GET", "nobody has it"), 1)
         assert abs(now / 1000 - time.time()) < 5
         assert values == [None]
     finally:
@@ -219,12 +219,12 @@ async def test_a_redis_that_is_full_is_no_state_until_it_takes_writes_again(
             await asyncio.sleep(0.05)
             assert heard == [False]
             with pytest.raises(StateUnavailableError, match="no writes"):
-                await client.values(pack_keys(b"", ["x"]), 1)
+                await client.read(pack("GET", "x"), 1)
             await owner.config_set("maxmemory", "0")
             client.tell(count, done=heard.append)
             await asyncio.sleep(0.05)
             assert heard == [False, True]
-            assert (await client.values(pack_keys(b"", ["x"]), 1))[1] == [None]
+            assert (await client.read(pack("GET", "x"), 1))[1] == [None]
         finally:
             await client.close()
 

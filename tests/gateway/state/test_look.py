@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 
+from gateway.state.channel import Answers
 from gateway.state.config import StateConfig
 from gateway.state.connection import StateClient
 from gateway.state.fleet_state import FleetState
-from gateway.state.look import _READ_AHEAD, FleetReader
+from gateway.state.look import _READ_WHOLE, FleetReader
 from gateway.state.prefix_index import PrefixIndex
 from tests.gateway.state.fleet import Clock, chain
 
@@ -18,7 +19,7 @@ async def test_a_holder_is_named_and_read_even_in_a_fleet_too_large_to_read_ahea
     client: StateClient, config: StateConfig
 ) -> None:
     index, reader = PrefixIndex(client, config), FleetReader(client, config)
-    names = [f"r{number}" for number in range(_READ_AHEAD + 10)]
+    names = [f"r{number}" for number in range(_READ_WHOLE + 10)]
     for name in names:
         await index.register(name, "1")
     await index.apply(names[-1], "1", 1, PROMPT)
@@ -66,17 +67,18 @@ async def test_a_long_prompt_costs_no_more_keys_and_matches_but_for_the_last_str
     for name, depth in held.items():
         await index.register(name, "1")
         await index.apply(name, "1", 1, prompt[:depth])
-    values, counts = client.values, list[int]()
+    read, counts = client.read, list[int]()
 
-    async def counted(packed_keys: bytes, count: int) -> tuple[int, list[bytes | None]]:
-        counts.append(count)
-        return await values(packed_keys, count)
+    async def counted(commands: bytes, num_answers: int) -> tuple[int, Answers]:
+        now, answers = await read(commands, num_answers)
+        counts.append(len(answers[-1]))
+        return now, answers
 
-    monkeypatch.setattr(client, "values", counted)
+    monkeypatch.setattr(client, "read", counted)
     view = await reader.look(prompt, list(held), 4)
     found = {name: state.confirmed_blocks for name, state in view.replicas.items()}
     assert found == {"all": 992, "most": 768, "few": 17, "one": 1}
-    assert counts[0] <= 1 + len(held) + 2 * 112 + 22
+    assert counts == [1 + 111 + 35]
 
 
 async def test_a_prompt_without_blocks_still_sees_loads(client: StateClient, config: StateConfig) -> None:
@@ -90,7 +92,7 @@ async def test_the_replica_of_a_session_is_shown_even_if_nobody_else_would_name_
     client: StateClient, config: StateConfig, clock: Clock
 ) -> None:
     index, state = PrefixIndex(client, config), FleetState(client, config, "g", clock)
-    names = [f"r{number}" for number in range(_READ_AHEAD + 10)]
+    names = [f"r{number}" for number in range(_READ_WHOLE + 10)]
     for name in names:
         await index.register(name, "1")
     session, other = chain("session", 2)

@@ -9,8 +9,10 @@ import pytest
 from engines.block_hash import BlockHash
 from gateway.state.config import StateConfig
 from gateway.state.connection import Script, StateClient
-from gateway.state.depths import asked_depths
+from gateway.state.depths import held_depths
+from gateway.state.fleet_state import FleetState
 from gateway.state.fleet_view import FleetView
+from gateway.state.load import Reservation
 from gateway.state.look import FleetReader
 from gateway.state.prefix_index import MAX_BATCH, Applied, EngineReport, PrefixIndex
 from tests.gateway.state.fleet import Clock, chain
@@ -124,6 +126,35 @@ async def test_sweeping_removes_all_that_a_dead_replica_left(
     assert await index.apply("r1", "1", 2) is Applied.UNKNOWN
 
 
+async def test_a_record_outlives_its_lease_by_a_day_after_its_last_use(
+    index: PrefixIndex, client: StateClient, clock: Clock, config: StateConfig
+) -> None:
+    state = FleetState(client, config, "g", clock)
+    clock.now_s = 1e9  # days after what "never" is stored as
+
+    async def records() -> set[bytes]:
+        await index.sweep()
+        return set(await client.run(Script("return redis.call('HKEYS', ns .. ':r')")))
+
+    def send(replica: str) -> Reservation:
+        return state.reserve(replica, [], 10, confirmed_blocks=0, new_tokens=10, prefill_rate=1.0, expected_s=1.0)
+
+    for name in ("idle", "used", "busy"):
+        await index.register(name, "1")
+    used, busy, _ = send("used"), send("busy"), send("never registered")
+    state.finish(used, 0)
+    await state.settled()
+    clock.now_s += 3 * config.replica_lease_s
+    assert await records() == {b"used", b"busy", b"never registered"}
+    clock.now_s += 86_400
+    send("busy")
+    await state.settled()
+    for _ in range(2):
+        assert await records() == {b"busy"}
+    state.finish(busy, 0)
+    await state.settled()
+
+
 async def test_slots_are_used_again_after_a_rest(index: PrefixIndex, client: StateClient, clock: Clock) -> None:
     for epoch in range(5):
         await index.register("r1", str(epoch))
@@ -193,7 +224,7 @@ async def test_random_events_agree_with_plain_sets(index: PrefixIndex, client: S
 
 def _depth(prompt: Sequence[BlockHash], held: set[BlockHash]) -> int:
     """The last of the depths asked about before the first one that is not held."""
-    run = itertools.takewhile(lambda depth: prompt[depth - 1] in held, asked_depths(len(prompt)))
+    run = itertools.takewhile(lambda depth: prompt[depth - 1] in held, held_depths(len(prompt)))
     return max(run, default=0)
 
 

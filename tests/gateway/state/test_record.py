@@ -6,8 +6,9 @@ import pytest
 
 from gateway.state.connection import Script, StateClient
 from gateway.state.fleet_view import ReplicaState
+from gateway.state.prefix_match import PrefixMatch
 from gateway.state.record import RECORD_LUA, read_slot, read_state
-from gateway.state.wire import pack_keys
+from gateway.state.wire import pack
 
 NOW = 1_000_000  # the tests' clock, in ms
 ACCOUNT = Script(
@@ -23,12 +24,13 @@ return {load_of(tail)}
 
 
 def read(record: bytes | None, now: int = NOW) -> ReplicaState:
-    return read_state("r", record, ({3: 2}, {3: 5}), now, 10_000, 120_000)
+    match = PrefixMatch(1, confirmed=[(2, 0b10000)], predicted=[(5, 0b10000)])  # slot 3
+    return read_state("r", record, match, now, 10_000, 120_000)
 
 
 async def stored(client: StateClient) -> bytes | None:
-    _, (record,) = await client.values(pack_keys(f"{client.prefix}:r:".encode(), ["r"]), 1)
-    return record
+    _, (record,) = await client.read(pack("HGET", f"{client.prefix}:r", "r"), 1)
+    return record  # type: ignore[no-any-return]
 
 
 async def test_gateways_entries_are_kept_apart_replaced_and_dropped(client: StateClient) -> None:

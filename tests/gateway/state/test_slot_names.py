@@ -1,9 +1,8 @@
-"""What a reader remembers of slots is what records said last."""
+"""What a reader remembers of slots is what records said last, and is believed while they say it."""
 
 import struct
 
 from gateway.state.slot_names import _MAX_NAMES, SlotNames
-from gateway.state.wire import pack_keys
 
 
 def record(slot: int | None) -> bytes:
@@ -11,28 +10,32 @@ def record(slot: int | None) -> bytes:
 
 
 def test_a_name_follows_its_record() -> None:
-    names = SlotNames(b"r:")
-    names.learn({"a": record(0), "b": record(7), "c": None, "d": record(None)})
-    assert names.of([0, 7, 3]) == ["a", "b"]
-    names.learn({"a": record(3), "b": None})
-    assert names.of([0, 7, 3]) == ["a"]
-    assert (0 in names, 3 in names, len(names)) == (False, True, 1)
+    names = SlotNames()
+    names.learn({b"a": record(0), b"b": record(7), b"d": record(None)})
+    assert names.known([0, 7, 3]) == [b"a", b"b"]
+    names.learn({b"a": record(3), b"b": record(None)})
+    assert names.known([0, 7, 3]) == [b"a"]
+    assert (0 in names, 3 in names) == (False, True)
 
 
 def test_a_slot_has_the_name_that_was_seen_with_it_last() -> None:
-    names = SlotNames(b"r:")
-    names.learn({"old": record(5)})
-    names.learn({"new": record(5)})
-    names.learn({"old": None})
-    assert list(names.all()) == ["new"]
+    names = SlotNames()
+    names.learn({b"old": record(5)})
+    names.learn({b"new": record(5)})
+    names.learn({b"old": record(None)})
+    assert names.known([5]) == [b"new"]
     names.learn_names([5, 6, 8], [b"new", b"other", None])
-    assert names.of([5, 6, 8]) == ["new", "other"]
+    assert names.known([5, 6, 8]) == [b"new", b"other"]
 
 
-def test_keys_are_remembered_in_bounded_number() -> None:
-    names = SlotNames(b"r:")
-    many = [f"replica {number}" for number in range(_MAX_NAMES + 5)]
-    assert names.pack_keys(many) == names.pack_keys(many) == pack_keys(b"r:", many)
-    names.learn({"a": record(1)})
-    names.pack_keys(many)
-    assert len(names._packed) <= _MAX_NAMES
+def test_only_a_record_that_says_the_same_confirms_a_name() -> None:
+    names = SlotNames()
+    names.learn({b"a": record(0), b"b": record(1), b"c": record(2)})
+    assert names.confirmed([2, 0, 1, 9], {b"a": record(0), b"b": record(4)}) == [b"a"]
+
+
+def test_names_are_remembered_in_bounded_number() -> None:
+    names = SlotNames()
+    for number in range(0, 2 * _MAX_NAMES, 100):
+        names.learn({b"replica %d" % n: record(n) for n in range(number, number + 100)})
+    assert len(names.known(range(2 * _MAX_NAMES))) <= _MAX_NAMES
