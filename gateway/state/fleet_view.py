@@ -30,7 +30,7 @@ class FleetView:
 
     replicas: dict[str, ReplicaState]
     holders: tuple[tuple[int, int], ...] = ()  # (depth, replicas whose match ends there), ascending, depth > 0
-    heat: tuple[tuple[int, float], ...] = ()  # (depth, recent requests for that block), ascending
+    heat: tuple[tuple[int, float], ...] = ()  # (depth, recent requests for that block), ascending; none elsewhere
     pinned: str | None = None  # where the session's last request went
     num_trips: int = 1  # to Redis: what is here was true at the first
     source: str = "shared"  # or "local": what this gateway knows by itself

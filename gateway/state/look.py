@@ -16,8 +16,8 @@ from gateway.state.channel import Answers
 from gateway.state.config import StateConfig
 from gateway.state.connection import StateClient
 from gateway.state.depths import held_depths, sent_depths
-from gateway.state.fleet_view import FleetView, ReplicaState
-from gateway.state.prefix_match import PrefixMatch, match_prefix, recent_requests
+from gateway.state.fleet_view import FleetView
+from gateway.state.prefix_match import match_prefix, recent_requests
 from gateway.state.record import read_state
 from gateway.state.slot_names import Records, SlotNames
 from gateway.state.wire import head, pack, pack_hashes, pack_word
@@ -71,12 +71,17 @@ class FleetReader:
         slots = match.deepest(max_holders, next(self._turns))
         holders, num_trips = await self._holders(slots, pinned, records)
         shown = dict.fromkeys((*holders, *asked, *([pinned] if pinned else [])))
-        states = [self._state(name, records.get(name), match, now) for name in shown]
+        lives = self._report_ttl_ms, self._half_life_ms
+        states = [read_state(name.decode(), records.get(name), match, now, *lives) for name in shown]
         return FleetView(
             replicas={state.replica: state for state in states},
             holders=match.holders(),
             heat=tuple(
-                (depth, recent_requests(known, now, self._heat_ms)) for depth, known in zip(sent_at, sent, strict=True)
+                [
+                    (depth, recent_requests(known, now, self._heat_ms))
+                    for depth, known in zip(sent_at, sent, strict=True)
+                    if known is not None
+                ]
             ),
             pinned=pinned.decode() if pinned else None,
             num_trips=num_trips,
@@ -111,9 +116,6 @@ class FleetReader:
 
     def _some(self, names: Sequence[bytes]) -> bytes:
         return pack("HMGET", self._records, *names)
-
-    def _state(self, replica: bytes, record: bytes | None, match: PrefixMatch, now: int) -> ReplicaState:
-        return read_state(replica.decode(), record, match, now, self._report_ttl_ms, self._half_life_ms)
 
     def _key(self, kind: str) -> bytes:
         return f"{self._client.prefix}:{kind}".encode()

@@ -97,10 +97,8 @@ def match_prefix(
     return match
 
 
-def recent_requests(known: bytes | None, now: int, heat_ms: float) -> float:
+def recent_requests(known: bytes, now: int, heat_ms: float) -> float:
     """For a block of which that is known; each counts for less as time goes by, a third after `heat_ms`."""
-    if known is None:
-        return 0.0
     count, since = _HEAT.unpack_from(known)
     return float(count * math.exp((since - now) / heat_ms))
 

@@ -125,7 +125,7 @@ def read_state(
         draining > 0,
         confirmed,
         predicted,
-        _left(queued, max(free_at - now, 0), prefill_rate) if slot else None,
+        (_left(queued, max(free_at - now, 0), prefill_rate) if queued else 0.0) if slot else None,
         in_flight if slot else None,
         recent * 2 ** ((recent_at - now) / half_life_ms) if recent else 0.0,
         prefill_rate,

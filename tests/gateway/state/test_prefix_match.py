@@ -108,6 +108,6 @@ def test_a_block_stands_for_those_between_it_and_the_one_before(
 
 def test_requests_for_a_block_count_for_less_as_time_goes_by() -> None:
     known = sent_to({3: NOW + 5}, count=8.0)
+    assert known is not None
     assert recent_requests(known, NOW, 100.0) == 8.0
     assert recent_requests(known, NOW + 100, 100.0) == pytest.approx(8 / 2.718281828)
-    assert recent_requests(None, NOW, 100.0) == 0.0
