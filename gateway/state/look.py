@@ -123,7 +123,8 @@ class FleetReader:
 
 def _pairs(told: Answers) -> Records:
     """What HGETALL says."""
-    return dict(zip(told[::2], told[1::2], strict=True))
+    each = iter(told)
+    return dict(zip(each, each, strict=True))
 
 
 def _present(names: Iterable[bytes], told: Answers) -> Records:

@@ -34,7 +34,17 @@ class PrefixMatch:
 
     def depths(self, slot: int) -> tuple[int, int]:
         """Blocks in a row there: confirmed, predicted."""
-        return self._depth(self.confirmed, slot), self._depth(self.predicted, slot)
+        bit = 1 << 8 * self.width - 1 - slot if slot < 8 * self.width else 0
+        confirmed = predicted = 0
+        for depth, slots in self.confirmed:
+            if slots & bit:
+                confirmed = depth
+                break
+        for depth, slots in self.predicted:
+            if slots & bit:
+                predicted = depth
+                break
+        return confirmed, predicted
 
     def deepest(self, limit: int, turn: int) -> list[int]:
         """The slots with the longest matches; of the last depth that fits in part, others in each turn."""
@@ -46,13 +56,6 @@ class PrefixMatch:
             group = self._slots(slots)
             chosen += group if len(group) <= room else [group[(index + turn) % len(group)] for index in range(room)]
         return chosen
-
-    def _depth(self, groups: Groups, slot: int) -> int:
-        bit = 1 << 8 * self.width - 1 - slot if slot < 8 * self.width else 0
-        for depth, slots in groups:
-            if slots & bit:
-                return depth
-        return 0
 
     def _slots(self, bits: int) -> list[int]:
         slots = []
