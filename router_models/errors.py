@@ -5,7 +5,8 @@ RouterError
 |-- UnknownModelError         the artifact has no ability for this model; names those it has
 |-- ArtifactError             an artifact cannot be used
 |   |-- CorruptArtifactError  a file is missing, truncated or does not match its checksum
-|   `-- FeatureVersionError   it was trained on features that this version does not compute
+|   |-- FeatureVersionError   it was trained on features that this version does not compute
+|   `-- EmbeddingError        the sentence embedding that it reads is not installed, or another one is
 `-- PolicyError               a policy cannot be applied to these candidates
 """
 
@@ -38,6 +39,10 @@ class CorruptArtifactError(ArtifactError):
 
 class FeatureVersionError(ArtifactError):
     """The artifact was trained on features that this version does not compute."""
+
+
+class EmbeddingError(ArtifactError):
+    """The sentence embedding that the artifact reads is not installed, or another one is."""
 
 
 class PolicyError(RouterError):
