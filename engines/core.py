@@ -39,7 +39,7 @@ from engines.sequence import Sequence, Status
 from engines.share import Share
 from engines.speculation import Speculation, SpeculativeDecoding
 from engines.tokenizer import Tokenizer
-from engines.types import Delta, EngineStats, GenerateRequest
+from engines.types import Delta, DraftCounts, EngineStats, GenerateRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +201,8 @@ class EngineCore:
         sequence, drafts = share.item.sequence, share.drafts
         own, of_forks = sampled[: 1 + len(drafts)], sampled[1 + len(drafts) :]
         num_accepted = accepted_prefix(drafts, [token.token_id for token in own])
-        self._judge(sequence, drafts, num_accepted)
+        if drafts:
+            self._judge(share, num_accepted)
         if sequence.num_output_tokens == 0:
             self._count.cached_tokens += sequence.num_cached_tokens
         taken = take(sequence, own[: num_accepted + 1], share.source, num_accepted)
@@ -214,10 +215,10 @@ class EngineCore:
             verdicts.append(self._note(first))
         return verdicts
 
-    def _judge(self, sequence: Sequence, drafts: tuple[int, ...], num_accepted: int) -> None:
-        sequence.num_accepted_drafts += num_accepted
-        sequence.num_rejected_drafts += len(drafts) - num_accepted
-        self._count.drafted += len(drafts)
+    def _judge(self, share: Share, num_accepted: int) -> None:
+        judged, num_drafted = share.item.sequence.drafts, len(share.drafts)
+        judged[share.source] = judged.get(share.source, DraftCounts()) + DraftCounts(num_drafted, num_accepted)
+        self._count.drafted += num_drafted
         self._count.accepted += num_accepted
 
     def _note(self, taken: Taken, chosen: Chosen | None = None, num_accepted: int = 0) -> Verdict:

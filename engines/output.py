@@ -14,6 +14,7 @@ from engines.types import (
     IMPOSSIBLE_LOGPROB,
     TARGET,
     Delta,
+    DraftCounts,
     FinishReason,
     Piece,
     TokenLogprob,
@@ -113,15 +114,18 @@ def _pieces(
 
 
 def _usage(taken: Taken, num_kept: int) -> Usage:
-    sequence = taken.sequence
-    # A right draft beyond the end is in no output: to the client it counts as rejected.
-    num_cut_drafts = max(0, taken.num_accepted - num_kept)
+    sequence, drafters = taken.sequence, dict(taken.sequence.drafts)
+    if taken.num_accepted > num_kept:
+        # A right draft beyond the end is in no output: to the client it counts as rejected.
+        drafters[taken.source] += DraftCounts(0, num_kept - taken.num_accepted)
+    num_accepted = sum(counts.num_accepted for counts in drafters.values())
     return Usage(
         prompt_tokens=sequence.num_prompt_tokens,
         completion_tokens=sequence.num_output_tokens - (len(taken.sampled) - num_kept),
         cached_tokens=sequence.num_cached_tokens,
-        accepted_draft_tokens=sequence.num_accepted_drafts - num_cut_drafts,
-        rejected_draft_tokens=sequence.num_rejected_drafts + num_cut_drafts,
+        accepted_draft_tokens=num_accepted,
+        rejected_draft_tokens=sum(counts.num_drafted for counts in drafters.values()) - num_accepted,
+        drafters=drafters,
     )
 
 

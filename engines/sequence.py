@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from engines.block_hash import BlockHash
 from engines.logits import TokenHistory
 from engines.text_stream import TextStream
-from engines.types import GenerateRequest
+from engines.types import DraftCounts, GenerateRequest
 
 
 class Status(enum.Enum):
@@ -46,8 +46,7 @@ class Sequence:
     num_computed_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache at first admission
     num_preemptions: int = 0
-    num_accepted_drafts: int = 0
-    num_rejected_drafts: int = 0
+    drafts: dict[str, DraftCounts] = field(default_factory=dict)  # what was verified, by drafter
     block_table: array[int] = field(default_factory=lambda: array("i"))
     block_hashes: list[BlockHash] = field(default_factory=list)
     num_published_blocks: int = 0  # leading blocks whose hash the pool was told

@@ -133,10 +133,22 @@ class TokenLogprob(TopLogprob):
 
 
 @dataclass(frozen=True, slots=True)
+class DraftCounts:
+    """Drafted tokens that reached verification, and those of them that are in the output."""
+
+    num_drafted: int = 0
+    num_accepted: int = 0
+
+    def __add__(self, other: DraftCounts) -> DraftCounts:
+        return DraftCounts(self.num_drafted + other.num_drafted, self.num_accepted + other.num_accepted)
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """Token counts of one choice; `prompt_tokens` and `cached_tokens` are the same for all choices of a request.
 
-    `accepted_draft_tokens` + `rejected_draft_tokens` = drafted tokens that reached verification.
+    `accepted_draft_tokens` + `rejected_draft_tokens` = drafted tokens that reached verification. `drafters` has them by
+    drafter, where the engine knows it.
     """
 
     prompt_tokens: int
@@ -144,6 +156,7 @@ class Usage:
     cached_tokens: int = 0
     accepted_draft_tokens: int = 0
     rejected_draft_tokens: int = 0
+    drafters: Mapping[str, DraftCounts] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

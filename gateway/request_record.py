@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from engines.config import LocalEngineConfig
 from gateway.auto.choice import Choice
 from gateway.auto.prompt import GenerationRequest, turns_of
 from gateway.config import GatewayConfig
@@ -19,7 +18,7 @@ from gateway.trace import CLIENT_LEFT, FinishedRequest
 from router_models.policy import decide
 from router_models.policy_config import BoundGoal
 from router_models.prompt import Turn
-from router_models.records import LoggedDecision, LoggedPrompt, LoggedTurn, LoggedUse, RequestRecord
+from router_models.records import LoggedDecision, LoggedDrafter, LoggedPrompt, LoggedTurn, LoggedUse, RequestRecord
 
 if TYPE_CHECKING:
     from gateway.auto.live_router import Score
@@ -60,7 +59,7 @@ class RecordMaker:
             max_tokens=request.wanted_tokens(),
             decision=None if choice is None else choice.logged(self._policy_version),
             shadow=None if choice is None or shadow is None else self._shadow(choice, shadow),
-            use=None if served.finished.model is None else self._use(served.finished, request),
+            use=None if served.finished.model is None else self._use(served.finished),
         )
 
     @property
@@ -98,9 +97,8 @@ class RecordMaker:
             feature_version=shadow.router.feature_version,
         ).logged(self._policy_version)
 
-    def _use(self, finished: FinishedRequest, request: GenerationRequest) -> LoggedUse:
+    def _use(self, finished: FinishedRequest) -> LoggedUse:
         assert finished.model is not None
-        num_drafted = finished.accepted_draft_tokens + finished.rejected_draft_tokens
         entry = None if self._config.auto is None else self._config.auto.candidate(finished.model)
         return LoggedUse(
             model=finished.model,
@@ -110,17 +108,13 @@ class RecordMaker:
             tpot_s=_tpot_s(finished),
             cost_usd=0.0 if entry is None else entry.cost_usd(finished.prompt_tokens, finished.completion_tokens),
             finish_reason=_finish_reason(finished),
-            drafter=self._drafter(finished.model, request) if num_drafted else None,
-            num_drafted=num_drafted,
+            num_drafted=finished.accepted_draft_tokens + finished.rejected_draft_tokens,
             num_accepted=finished.accepted_draft_tokens,
+            drafters={
+                name: LoggedDrafter(num_drafted=counts.num_drafted, num_accepted=counts.num_accepted)
+                for name, counts in finished.drafters.items()
+            },
         )
-
-    def _drafter(self, name: str, request: GenerationRequest) -> str | None:
-        """The one that the request asked for, else the engine's; None where drafting is a peer's own matter."""
-        asked = request.drafting().drafter
-        engine = next(model.engine for model in self._config.models if model.name == name)
-        configured = engine.drafter.kind if isinstance(engine, LocalEngineConfig) else None
-        return configured if asked == "auto" else asked
 
 
 def logged_prompt(turns: Sequence[Turn] | None, kind: PromptLogging, key: bytes) -> LoggedPrompt | None:

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from engines.types import Delta, Usage
+from engines.types import Delta, DraftCounts, Usage
 from gateway.metrics import Metrics
 from gateway.receipts import Receipt
 
@@ -48,6 +48,14 @@ class FinishedRequest:
     @property
     def rejected_draft_tokens(self) -> int:
         return sum(usage.rejected_draft_tokens for usage in self.usages)
+
+    @property
+    def drafters(self) -> dict[str, DraftCounts]:
+        """Of all choices, by the drafter whose drafts they were; empty where the engine does not know."""
+        found: dict[str, DraftCounts] = {}
+        for name, counts in (item for usage in self.usages for item in usage.drafters.items()):
+            found[name] = found.get(name, DraftCounts()) + counts
+        return found
 
 
 class Trace:
@@ -126,6 +134,10 @@ class Trace:
             {
                 "accepted_draft_tokens": so_far.accepted_draft_tokens,
                 "rejected_draft_tokens": so_far.rejected_draft_tokens,
+                "drafters": {
+                    name: {"drafted": counts.num_drafted, "accepted": counts.num_accepted}
+                    for name, counts in so_far.drafters.items()
+                },
             },
         )
         self.receipt.add(

@@ -66,6 +66,13 @@ class LoggedDecision(_Record):
     )
 
 
+class LoggedDrafter(_Record):
+    """Tokens that one drafter found and the target verified, and those of them that it accepted."""
+
+    num_drafted: int = Field(ge=0)
+    num_accepted: int = Field(ge=0)
+
+
 class LoggedUse(_Record):
     """What the request took."""
 
@@ -76,9 +83,11 @@ class LoggedUse(_Record):
     tpot_s: float | None = Field(default=None, ge=0.0)
     cost_usd: float = Field(default=0.0, ge=0.0)
     finish_reason: str | None = None
-    drafter: str | None = None
     num_drafted: int = Field(default=0, ge=0)
     num_accepted: int = Field(default=0, ge=0)
+    drafters: dict[str, LoggedDrafter] = Field(
+        default_factory=dict, description="the same by drafter, of all that drafted; empty where the engine cannot tell"
+    )
 
     @property
     def acceptance(self) -> float | None:

@@ -8,7 +8,7 @@ from engines.drawn import SampledToken, TokenLogprobIds
 from engines.output import Taken, take, tell
 from engines.requests import Requests
 from engines.sequence import Sequence
-from engines.types import Delta, GenerateRequest, Piece, SamplingParams, SpeculationParams, TokenPrompt
+from engines.types import Delta, DraftCounts, GenerateRequest, Piece, SamplingParams, SpeculationParams, TokenPrompt
 from tests.engines.tokenizers import word_tokenizer
 
 EOS = 0
@@ -80,12 +80,14 @@ class TestTell:
 
     def test_beyond_a_stop_string_nothing_is_billed(self) -> None:
         sequence = make(stop=("w2",))
-        sequence.num_accepted_drafts, sequence.num_rejected_drafts = 3, 1
+        sequence.drafts = {"ngram": DraftCounts(4, 3), "model": DraftCounts(5, 1)}
         delta = news(sequence, 1, 2, 6, 7, num_accepted=3)
         assert (delta.text, delta.token_ids, delta.finish_reason, delta.stop_reason) == (" w1 ", (1, 2), "stop", "w2")
         assert delta.usage is not None
-        assert (delta.usage.completion_tokens, delta.usage.accepted_draft_tokens) == (2, 2)
-        assert delta.usage.rejected_draft_tokens == 2, "right, but nobody sees it"
+        assert (delta.usage.completion_tokens, delta.usage.accepted_draft_tokens) == (2, 3)
+        assert delta.usage.rejected_draft_tokens == 6
+        cut = DraftCounts(4, 2)  # the third was right, but nobody sees it
+        assert delta.usage.drafters == {"ngram": cut, "model": DraftCounts(5, 1)}
 
     def test_a_stop_string_before_a_stop_id_comes_first(self) -> None:
         delta = news(make(stop=("w2",), stop_token_ids=(7,)), 1, 2, 7)

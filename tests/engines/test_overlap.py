@@ -266,7 +266,7 @@ def told(engine: Engine, key: int, index: int) -> Delta:
     answer = engine.answer(key, index)
     assert answer.usage is not None
     assert answer.provenance is None or "".join(piece.text for piece in answer.provenance) == answer.text
-    usage = replace(answer.usage, cached_tokens=0, accepted_draft_tokens=0, rejected_draft_tokens=0)
+    usage = replace(answer.usage, cached_tokens=0, accepted_draft_tokens=0, rejected_draft_tokens=0, drafters={})
     return replace(answer, usage=usage, provenance=None, cached_tokens=None)
 
 

@@ -16,7 +16,7 @@ from drafting.draft_length import AdaptiveLength, Market, Option, Order
 from drafting.prediction import PredictionDrafter
 from engines.batch import RaggedBatch
 from engines.block_hash import extend_hashes, root_hash
-from engines.types import Delta, GenerateRequest, SpeculationParams, TokenPrompt
+from engines.types import Delta, DraftCounts, GenerateRequest, SpeculationParams, TokenPrompt
 from tests.engines.speculating import ScriptedLength
 from tests.engines.speculative_engine import EOS, VOCAB, Engine, Oracle, ids, request, sample_alone
 
@@ -219,6 +219,7 @@ class TestEnds:
         assert usage is not None
         assert usage.accepted_draft_tokens == stats.num_accepted_tokens > 0
         assert usage.rejected_draft_tokens == stats.num_drafted_tokens - stats.num_accepted_tokens > 0
+        assert usage.drafters == {"ngram": DraftCounts(stats.num_drafted_tokens, stats.num_accepted_tokens)}
         assert stats.num_accepted_tokens + stats.num_steps == 20, "each step emits one token of the target's own"
 
 

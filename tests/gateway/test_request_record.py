@@ -5,7 +5,7 @@ import json
 import pytest
 from prometheus_client import CollectorRegistry
 
-from engines.types import Usage
+from engines.types import DraftCounts, Usage
 from gateway.config import GatewayConfig
 from gateway.openai import ChatCompletionRequest, CompletionRequest
 from gateway.request_log_config import RequestLogConfig
@@ -16,19 +16,21 @@ from router_models.prompt import Turn
 from tests.gateway.auto_world import auto_fields
 from tests.gateway.fakes import chat, completion
 
-_LOCAL = {"kind": "local", "model": "x", "drafter": {"kind": "ngram"}}
-
 
 def _maker(prompt: str = "off") -> RecordMaker:
     names = ("weak", "strong")
-    models = [{"name": name, "engine": {"kind": "echo"}} for name in names] + [{"name": "own", "engine": _LOCAL}]
+    models = [{"name": name, "engine": {"kind": "echo"}} for name in names]
     config = GatewayConfig.model_validate({"models": models, "auto": auto_fields("default")})
     log = RequestLogConfig.model_validate({"folder": "x", "prompt": prompt, "source": "chats"})
     return RecordMaker(config, log, b"key", RouterMetrics("test", CollectorRegistry()))
 
 
 def _finished(model: str | None = "strong", status: int = 200, **fields: object) -> FinishedRequest:
-    usages = (Usage(100, 9, 0, 6, 2), Usage(100, 12, 0, 4, 4))
+    first, second = DraftCounts(5, 4), DraftCounts(3, 2)
+    usages = (
+        Usage(100, 9, 0, 6, 2, {"ngram": first, "model": second}),
+        Usage(100, 12, 0, 4, 4, {"model": DraftCounts(8, 4)}),
+    )
     defaults: dict[str, object] = {
         "status": status,
         "error": None,
@@ -64,16 +66,17 @@ def test_a_record_tells_what_the_request_took() -> None:
 
 
 def test_accepted_drafts_are_there_to_learn_from() -> None:
-    use = _maker().make(_served(_finished("own"))).use
+    use = _maker().make(_served(_finished())).use
     assert use is not None
-    assert (use.drafter, use.num_drafted, use.num_accepted) == ("ngram", 16, 10)
+    assert (use.num_drafted, use.num_accepted) == (16, 10)
+    assert {name: (counts.num_drafted, counts.num_accepted) for name, counts in use.drafters.items()} == {
+        "ngram": (5, 4),
+        "model": (11, 6),
+    }
     assert use.acceptance == pytest.approx(10 / 16)
-    asked = _maker().make(_served(_finished("own"), speculation={"drafter": "suffix"})).use
-    assert asked is not None
-    assert asked.drafter == "suffix"
-    plain = _maker().make(_served(_finished("own", usages=()))).use
+    plain = _maker().make(_served(_finished(usages=()))).use
     assert plain is not None
-    assert (plain.drafter, plain.acceptance) == (None, None)
+    assert (plain.drafters, plain.acceptance) == ({}, None)
 
 
 @pytest.mark.parametrize(("status", "reason"), [(CLIENT_LEFT, "abort"), (503, "error"), (200, "stop")])

@@ -83,7 +83,7 @@ async def test_a_stream_ends_with_its_receipt_if_asked(include_usage: bool) -> N
     receipt = json.loads(last)["receipt"]
     assert json.loads(last)["choices"] == []
     assert receipt["replica"]["prompts"] == [{"chosen": "r0", "cached_tokens_found": 2}]
-    assert receipt["speculation"] == {"accepted_draft_tokens": 1, "rejected_draft_tokens": 1}
+    assert receipt["speculation"] == {"accepted_draft_tokens": 1, "rejected_draft_tokens": 1, "drafters": {}}
     assert found.json()["replica"] == receipt["replica"]
 
 

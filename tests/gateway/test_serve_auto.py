@@ -237,6 +237,8 @@ def test_promotion_and_rollback_under_load_lose_no_request(fleet: Fleet, router:
         assert record.decision.artifact == answer.choice["artifact"]
         assert (record.use.model, record.use.finish_reason) == (answer.model, answer.finish_reason)
         assert record.use.output_tokens == MAX_TOKENS or answer.finish_reason == "stop"
+        drafted = [(counts.num_drafted, counts.num_accepted) for counts in record.use.drafters.values()]
+        assert tuple(map(sum, zip((0, 0), *drafted, strict=True))) == (record.use.num_drafted, record.use.num_accepted)
 
 
 def test_a_corrupt_router_leaves_the_old_one_serving_with_a_clear_error(

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engines.errors import EngineDeadError
-from engines.types import Delta, GenerateRequest, SamplingParams, TokenPrompt, Usage
+from engines.types import Delta, DraftCounts, GenerateRequest, SamplingParams, TokenPrompt, Usage
 from gateway.log import make_logger
 from gateway.metrics import Metrics
 from gateway.trace import CLIENT_LEFT, FinishedRequest, Trace
@@ -57,7 +57,9 @@ def _trace(finished: list[FinishedRequest]) -> Trace:
 async def test_whoever_asked_is_told_once_what_became_of_a_request() -> None:
     finished: list[FinishedRequest] = []
     trace = _trace(finished)
-    engine = ScriptedEngine((Delta(0, "a", (1, 2)),), (replace(LAST, usage=Usage(3, 2, 1, 4, 5)),))
+    engine = ScriptedEngine(
+        (Delta(0, "a", (1, 2)),), (replace(LAST, usage=Usage(3, 2, 1, 4, 5, {"model": DraftCounts(9, 4)})),)
+    )
     request = GenerateRequest("r", TokenPrompt((1, 2, 3)), SamplingParams(max_tokens=2))
     assert [item async for item in trace.observe(engine.generate(request))]
     trace.finish(200)
@@ -70,7 +72,8 @@ async def test_whoever_asked_is_told_once_what_became_of_a_request() -> None:
     assert told.ttft_s <= told.e2e_s
     body = trace.receipt.body()
     assert body["id"] == "id-1"
-    assert body["speculation"] == {"accepted_draft_tokens": 4, "rejected_draft_tokens": 5}
+    drafters = {"model": {"drafted": 9, "accepted": 4}}
+    assert body["speculation"] == {"accepted_draft_tokens": 4, "rejected_draft_tokens": 5, "drafters": drafters}
 
 
 def test_a_request_that_got_no_answer_has_no_first_token() -> None:
