@@ -18,6 +18,9 @@ class RequestLogConfig(BaseModel):
     prompt: PromptLogging = Field(
         default="off", description="redacted: without what looks like personal data or a secret; hashed: a keyed digest"
     )
+    subset_key: str | None = Field(
+        default=None, min_length=1, description="of a request's `metadata`, the entry that names its domain"
+    )
     source: str = Field(default="log", min_length=1, description="the traffic's name; one router is fitted to each")
     max_file_bytes: int = Field(default=16 * 2**20, ge=1, description="a longer file is closed and compressed")
     max_file_age_s: float = Field(default=3600.0, gt=0.0, description="an older file is closed and compressed")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from gateway.auto.choice import Choice
 from gateway.auto.prompt import GenerationRequest, turns_of
 from gateway.config import GatewayConfig
+from gateway.openai import ChatCompletionRequest
 from gateway.redaction import redact
 from gateway.request_log_config import PromptLogging, RequestLogConfig
 from gateway.router_metrics import RouterMetrics
@@ -54,6 +55,7 @@ class RecordMaker:
             time=served.time_s,
             tenant=tenant_digest(self._key, tenant_of(request)),
             source=self._log.source,
+            subset=self._subset(request),
             prompt=logged_prompt(turns_of(request), self._log.prompt, self._key),
             features=None if score is None else _features(score),
             max_tokens=request.wanted_tokens(),
@@ -65,6 +67,11 @@ class RecordMaker:
     @property
     def _policy_version(self) -> str:
         return "" if self._config.auto is None else self._config.auto.policy.version
+
+    def _subset(self, request: GenerationRequest) -> str:
+        if self._log.subset_key is None or not isinstance(request, ChatCompletionRequest):
+            return ""
+        return (request.metadata or {}).get(self._log.subset_key, "")
 
     def _shadow(self, choice: Choice, shadow: Active) -> LoggedDecision | None:
         """The decision on the same candidates by the shadow's probabilities and its own threshold."""

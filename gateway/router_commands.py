@@ -138,7 +138,7 @@ def _tell(log: LogSummary) -> None:
     """What of a log could not be learnt from."""
     reasons = {
         "without an outcome": log.without_outcome,
-        "without text (request_log.prompt is to be full or redacted)": log.without_text,
+        "without text or features of this version": log.without_prompt,
         "outcomes of no request": log.orphans,
         "ids sent again": log.repeated,
     }

@@ -121,14 +121,18 @@ def prompt_digests(prompts: Iterable[Prompt]) -> NDArray[np.uint32]:
 
 
 def digest(prompt: Prompt) -> int:
-    """Of the prompt's text, 32 bits."""
-    return int.from_bytes(hashlib.sha256(prompt.text.encode(errors="replace")).digest()[:4], "little")
+    """Of the prompt's text, or of its structure where a log has not kept the text; 32 bits."""
+    content = prompt.text if prompt.turns else repr(prompt.structure)
+    return int.from_bytes(hashlib.sha256(content.encode(errors="replace")).digest()[:4], "little")
 
 
 def _group_hash(group: Group) -> str:
     digest = hashlib.sha256(repr((group.source, group.models)).encode())
     for row in sorted(range(len(group)), key=group.ids.__getitem__):
-        digest.update(repr((group.ids[row], group.prompts[row])).encode(errors="replace"))
+        prompt = group.prompts[row]
+        digest.update(repr((group.ids[row], prompt)).encode(errors="replace"))
+        if prompt.structure is not None:
+            digest.update(repr(prompt.structure).encode())
         digest.update(group.results[row].tobytes())
     return digest.hexdigest()
 

@@ -12,8 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from router_models.data import Group, group_of, read_tables
 from router_models.errors import DataError
+from router_models.features import FEATURE_VERSION
 from router_models.prompt import Prompt, Turn
 from router_models.records import OutcomeRecord, PreferenceRecord, Record, RequestRecord
+from router_models.structure import FEATURE_NAMES
 
 _SUFFIXES = (".jsonl", ".jsonl.gz")
 # Of a file that a gateway is still writing, the last line may be there in part.
@@ -28,7 +30,7 @@ class LogSummary:
 
     requests: int = 0
     repeated: int = 0
-    without_text: int = 0
+    without_prompt: int = 0
     without_outcome: int = 0
     orphans: int = 0
 
@@ -53,7 +55,11 @@ def read(path: Path, tell: Callable[[LogSummary], None] = lambda _: None) -> lis
     groups = as_groups(log)
     tell(log.summary)
     if not groups:
-        raise DataError(f"{path} has no request with both its text and an outcome")
+        found = log.summary
+        raise DataError(
+            f"{path} has nothing to learn from: of {found.requests} requests {found.without_outcome} are without an "
+            f"outcome and {found.without_prompt} without text or features of version {FEATURE_VERSION}"
+        )
     return groups
 
 
@@ -82,7 +88,7 @@ def read_log(path: Path) -> Log:
 
 
 def as_groups(log: Log) -> list[Group]:
-    """Groups by source of the requests whose text was kept and whose outcome is known; the rest is counted."""
+    """Groups by source of the requests whose outcome and whose text or features are known; the rest is counted."""
     prompts: dict[str, list[tuple[str, Prompt, str | None]]] = {}
     summary = log.summary
     for request_id, record in log.requests.items():
@@ -90,18 +96,28 @@ def as_groups(log: Log) -> list[Group]:
         if request_id not in log.results:
             summary.without_outcome += 1
         elif (prompt := prompt_of(record)) is None:
-            summary.without_text += 1
+            summary.without_prompt += 1
         else:
             prompts.setdefault(record.source, []).append((request_id, prompt, record.subset))
     return [group_of(source, rows, log.results) for source, rows in prompts.items()]
 
 
 def prompt_of(record: RequestRecord) -> Prompt | None:
-    """The request as the router saw it; None where the log has not kept its text."""
-    if record.prompt is None or not record.prompt.turns:
+    """The request as the router saw it; None where the log has kept neither its text nor features of this version."""
+    logged = () if record.prompt is None else record.prompt.turns
+    structure = _structure(record)
+    if not logged and structure is None:
         return None
-    turns = tuple(Turn(turn.role, turn.text) for turn in record.prompt.turns)
-    return Prompt(turns, record.max_tokens, record.num_tools, record.response_format)
+    turns = tuple(Turn(turn.role, turn.text) for turn in logged)
+    return Prompt(turns, record.max_tokens, structure=structure)
+
+
+def _structure(record: RequestRecord) -> tuple[float, ...] | None:
+    """The logged features in the order of FEATURE_NAMES, if they are those that this version computes."""
+    version = None if record.decision is None else record.decision.feature_version
+    if record.features is None or (version, tuple(record.features)) != (FEATURE_VERSION, FEATURE_NAMES):
+        return None
+    return tuple(record.features.values())
 
 
 def _joined(

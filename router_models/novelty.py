@@ -46,6 +46,8 @@ class Novelty:
     def of(self, features: Features) -> Array:
         """Float64 [num_prompts] in [0, 1]."""
         far = _rank(self._distance(features.structure), self.distances)
+        if not self.known_words.any():
+            return far  # it was learnt from a log without texts
         strange = _rank(_unknown_share(features.counts, self.known_words), self.strangeness)
         return np.maximum(far, strange)
 

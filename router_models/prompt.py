@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "developer", "user", "assistant", "tool"]
@@ -20,12 +20,17 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A request as the router sees it. `max_tokens` None means that the caller set no limit."""
+    """A request as the router sees it. `max_tokens` None means that the caller set no limit.
+
+    `structure`: its structural features as they were when it was served, in the order of FEATURE_NAMES, where a log has
+    kept them; they then count in place of those of `turns`, which a log may have redacted or not kept.
+    """
 
     turns: tuple[Turn, ...]
     max_tokens: int | None = None
     num_tools: int = 0
     response_format: Literal["text", "json"] = "text"
+    structure: tuple[float, ...] | None = field(default=None, repr=False)
 
     @classmethod
     def from_text(cls, text: str) -> Prompt:

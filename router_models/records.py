@@ -106,10 +106,10 @@ class RequestRecord(_Record):
     source: str = Field(default="log", description="the traffic it belongs to; one router is fitted to each")
     subset: str = Field(default="", description="a domain, where one is known; reports have a row for each")
     prompt: LoggedPrompt | None = None
-    features: dict[str, float] | None = Field(default=None, description="structure, by name")
+    features: dict[str, float] | None = Field(
+        default=None, description="structure by name, as the decision read it: learnt from where the text is not kept"
+    )
     max_tokens: int | None = Field(default=None, ge=1)
-    num_tools: int = Field(default=0, ge=0)
-    response_format: Literal["text", "json"] = "text"
     decision: LoggedDecision | None = None
     shadow: LoggedDecision | None = Field(default=None, description="of a second artifact that only looks on")
     use: LoggedUse | None = None

@@ -55,9 +55,8 @@ def structure(prompt: Prompt) -> dict[str, float]:
 
 def vectors(prompts: Sequence[Prompt]) -> NDArray[np.float32]:
     """Float32 [num_prompts, num_features], columns as `feature_names`."""
-    return np.array([list(structure(prompt).values()) for prompt in prompts], dtype=np.float32).reshape(
-        len(prompts), len(FEATURE_NAMES)
-    )
+    rows = [prompt.structure or tuple(structure(prompt).values()) for prompt in prompts]
+    return np.array(rows, dtype=np.float32).reshape(len(prompts), len(FEATURE_NAMES))
 
 
 def _size(text: str, words: Sequence[str]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import pytest
 from typer.testing import CliRunner
 
 from engines.protocol import Engine
@@ -24,19 +25,20 @@ def _auto(artifacts: Path, **policy: object) -> dict[str, object]:
     }
 
 
-async def _ask(http: httpx.AsyncClient, words: list[str], number: int) -> tuple[str, str]:
+async def _ask(http: httpx.AsyncClient, words: list[str], number: int, num_hard_words: int) -> tuple[str, str]:
     """The model that answered, and the request's id."""
-    body = chat(model="auto", messages=[{"role": "user", "content": question(words, number)}], max_tokens=None)
+    asked = question(words, number, num_hard_words if words is HARD else 8)
+    body = chat(model="auto", messages=[{"role": "user", "content": asked}], max_tokens=None)
     answer = await http.post("/v1/chat/completions", json=body)
     assert answer.status_code == 200, answer.text
     return answer.json()["model"], answer.headers["x-request-id"]
 
 
-async def _strong_shares(http: httpx.AsyncClient, start: int) -> tuple[float, float]:
+async def _strong_shares(http: httpx.AsyncClient, start: int, num_hard_words: int) -> tuple[float, float]:
     """Of hard and of easy questions that nobody has asked before, in turns."""
     found: dict[int, list[bool]] = {0: [], 1: []}
     for number in range(start, start + 40):
-        model, _ = await _ask(http, (HARD, EASY)[number % 2], number)
+        model, _ = await _ask(http, (HARD, EASY)[number % 2], number, num_hard_words)
         found[number % 2].append(model == STRONG)
     return float(np.mean(found[0])), float(np.mean(found[1]))
 
@@ -50,15 +52,17 @@ async def _status(http: httpx.AsyncClient) -> dict[str, object]:
     return status
 
 
-async def test_a_gateway_learns_from_its_own_log(tmp_path: Path) -> None:
+# Without its text, a prompt is known by its length and the like.
+@pytest.mark.parametrize(("prompt", "num_hard_words"), [("full", 8), ("off", 24), ("redacted", 8)])
+async def test_a_gateway_learns_from_its_own_log(prompt: str, num_hard_words: int, tmp_path: Path) -> None:
     artifacts, log = tmp_path / "artifacts", tmp_path / "log"
     run = CliRunner().invoke
-    own = settings(_auto(artifacts, exploration=0.5), request_log={"folder": str(log), "prompt": "full"})
+    own = settings(_auto(artifacts, exploration=0.5), request_log={"folder": str(log), "prompt": prompt})
     async with client(settings=own, more=_engines()) as http:
         assert (await _status(http))["abilities"] == []
         for number in range(120):
             words = (HARD, EASY)[number % 2]
-            model, request_id = await _ask(http, words, number)
+            model, request_id = await _ask(http, words, number, num_hard_words)
             is_right = words is EASY or model == STRONG
             told = await http.post("/v1/feedback", json={"request_id": request_id, "correct": is_right})
             assert told.status_code == 200
@@ -77,5 +81,5 @@ async def test_a_gateway_learns_from_its_own_log(tmp_path: Path) -> None:
         assert status["abilities"] == [STRONG, WEAK]
     async with client(settings=settings(_auto(artifacts, exploration=0.0)), more=_engines()) as http:
         assert (await _status(http))["artifact"] == status["artifact"]
-        hard, easy = await _strong_shares(http, start=1000)
+        hard, easy = await _strong_shares(http, 1000, num_hard_words)
     assert hard > easy + 0.5

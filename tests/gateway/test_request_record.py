@@ -17,11 +17,11 @@ from tests.gateway.auto_world import auto_fields
 from tests.gateway.fakes import chat, completion
 
 
-def _maker(prompt: str = "off") -> RecordMaker:
+def _maker(prompt: str = "off", **more: object) -> RecordMaker:
     names = ("weak", "strong")
     models = [{"name": name, "engine": {"kind": "echo"}} for name in names]
     config = GatewayConfig.model_validate({"models": models, "auto": auto_fields("default")})
-    log = RequestLogConfig.model_validate({"folder": "x", "prompt": prompt, "source": "chats"})
+    log = RequestLogConfig.model_validate({"folder": "x", "prompt": prompt, "source": "chats"} | more)
     return RecordMaker(config, log, b"key", RouterMetrics("test", CollectorRegistry()))
 
 
@@ -126,3 +126,11 @@ def test_raw_text_is() -> None:
     record = _maker("full").make(ServedRequest("id", 0.0, request, None, _finished()))
     assert record.prompt is not None
     assert record.prompt.turns[0].text == "abc"
+
+
+def test_a_domain_is_what_the_operator_has_clients_name_it() -> None:
+    served = _served(_finished(), metadata={"team": "law", "other": "x"})
+    assert _maker(subset_key="team").make(served).subset == "law"
+    assert [_maker().make(served).subset, _maker(subset_key="none").make(served).subset] == ["", ""]
+    plain = CompletionRequest.model_validate(completion(prompt="abc"))
+    assert _maker(subset_key="team").make(ServedRequest("id", 0.0, plain, None, _finished())).subset == ""

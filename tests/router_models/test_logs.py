@@ -1,12 +1,17 @@
 import gzip
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path, PosixPath
 
 import pytest
 
+from router_models.data import digest
 from router_models.errors import DataError
-from router_models.logs import as_groups, read, read_log
+from router_models.features import FEATURE_VERSION, extract
+from router_models.logs import as_groups, prompt_of, read, read_log
+from router_models.prompt import Prompt
 from router_models.records import (
+    LoggedDecision,
     LoggedPrompt,
     LoggedTurn,
     LoggedUse,
@@ -14,12 +19,25 @@ from router_models.records import (
     PreferenceRecord,
     RequestRecord,
 )
+from router_models.structure import FEATURE_NAMES, structure
 
 
 def _request(number: int, text: str | None = "how are you?", **fields: object) -> RequestRecord:
     prompt = None if text is None else LoggedPrompt(kind="full", turns=(LoggedTurn(role="user", text=text),))
     use = LoggedUse(model="small", input_tokens=5, output_tokens=9)
     return RequestRecord(request_id=str(number), time=number, prompt=prompt, use=use, **fields)  # type: ignore[arg-type]
+
+
+def _decision(version: int = FEATURE_VERSION) -> LoggedDecision:
+    return LoggedDecision(
+        policy="p",
+        artifact="a",
+        feature_version=version,
+        candidates=(),
+        choice="small",
+        propensity=1.0,
+        mechanism="model",
+    )
 
 
 def _outcome(number: int, score: float, time: float = 100, model: str | None = None) -> OutcomeRecord:
@@ -62,9 +80,30 @@ def test_what_cannot_be_learnt_from_is_counted(tmp_path: Path) -> None:
     log = read_log(path)
     assert as_groups(log) == []
     summary = log.summary
-    assert (summary.requests, summary.without_text, summary.without_outcome, summary.orphans) == (2, 1, 1, 1)
-    with pytest.raises(DataError, match="both its text and an outcome"):
+    assert (summary.requests, summary.without_prompt, summary.without_outcome, summary.orphans) == (2, 1, 1, 1)
+    with pytest.raises(DataError, match=r"2 requests 1 are without an outcome and 1 without text or features"):
         read(path)
+
+
+def test_features_count_as_they_were_served() -> None:
+    served = Prompt.from_text("Mail ada@example.org the 20 results.")
+    features = {name: float(value) for name, value in structure(served).items()}
+    kept = prompt_of(_request(1, "Mail [email] the 20 results.", features=features, decision=_decision()))
+    gone = prompt_of(_request(1, None, features=features, decision=_decision()))
+    assert kept is not None
+    assert gone is not None
+    found = extract([served, kept, gone])
+    assert (found.structure == found.structure[0]).all()
+    assert (kept.text, gone.text) == ("Mail [email] the 20 results.", "")
+    assert len({digest(gone), digest(replace(gone, structure=(1.0,)))}) == 2
+
+
+@pytest.mark.parametrize(("version", "names"), [(FEATURE_VERSION + 1, FEATURE_NAMES), (FEATURE_VERSION, ("length",))])
+def test_features_of_another_version_do_not_count(version: int, names: tuple[str, ...]) -> None:
+    features = dict.fromkeys(names, 0.5)
+    kept = prompt_of(_request(1, "how are you?", features=features, decision=_decision(version)))
+    assert kept == Prompt.from_text("how are you?")
+    assert prompt_of(_request(1, None, features=features, decision=_decision(version))) is None
 
 
 def test_sources_are_groups_of_their_own(tmp_path: Path) -> None:
