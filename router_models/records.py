@@ -1,17 +1,19 @@
 """The request log: what a gateway writes about each request, and what is known later about its answer.
 
 One JSON document a line; an outcome that comes later is a line of its own and names its request. Unknown keys are
-refused, so that a log of another version is not read as something it is not.
+refused, so that a log of another version is not read as something it is not; requests of version 1 are read as of 2.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Text = Annotated[str, Field(min_length=1)]
+
+_ALWAYS_SO_IN_VERSION_1 = (("num_tools", 0), ("response_format", "text"))
 
 
 class _Record(BaseModel):
@@ -99,7 +101,7 @@ class RequestRecord(_Record):
     """One request."""
 
     kind: Literal["request"] = "request"
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     request_id: Text
     time: float = Field(description="seconds since the epoch")
     tenant: str | None = Field(default=None, description="a keyed digest of the tenant, never its name")
@@ -113,6 +115,17 @@ class RequestRecord(_Record):
     decision: LoggedDecision | None = None
     shadow: LoggedDecision | None = Field(default=None, description="of a second artifact that only looks on")
     use: LoggedUse | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, fields: object) -> object:
+        """Without what only version 1 had: the drafter that was configured, and two settings that never varied."""
+        if not isinstance(fields, dict) or fields.get("version") != 1:
+            return fields
+        found = {name: value for name, value in fields.items() if (name, value) not in _ALWAYS_SO_IN_VERSION_1}
+        if isinstance(use := found.get("use"), dict):
+            found["use"] = {name: value for name, value in use.items() if name != "drafter"}
+        return found | {"version": 2}
 
 
 class OutcomeRecord(_Record):

@@ -34,7 +34,20 @@ def test_impossible_decisions_are_refused(changes: dict[str, object]) -> None:
 
 def test_a_record_of_another_version_is_refused() -> None:
     with pytest.raises(ValidationError):
-        _ADAPTER.validate_python({"kind": "request", "version": 2, "request_id": "1", "time": 0})
+        _ADAPTER.validate_python({"kind": "request", "version": 3, "request_id": "1", "time": 0})
+
+
+def test_a_request_of_version_1_is_read() -> None:
+    use = {"model": "m", "input_tokens": 1, "output_tokens": 9, "num_drafted": 8, "num_accepted": 6}
+    old = {"version": 1, "request_id": "1", "time": 0, "num_tools": 0, "response_format": "text"}
+    found = _ADAPTER.validate_python({"kind": "request", "use": use | {"drafter": "auto"}} | old)
+    assert found == RequestRecord(request_id="1", time=0, use=LoggedUse.model_validate(use))
+
+
+@pytest.mark.parametrize("fields", [{"version": 2, "num_tools": 0}, {"version": 1, "num_tools": 1}])
+def test_what_a_version_cannot_have_is_refused(fields: dict[str, object]) -> None:
+    with pytest.raises(ValidationError, match="Extra inputs"):
+        _ADAPTER.validate_python({"kind": "request", "request_id": "1", "time": 0} | fields)
 
 
 def test_acceptance_is_a_share_of_what_was_drafted() -> None:
