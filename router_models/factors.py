@@ -32,6 +32,12 @@ def factors(results: Array) -> Array:
     return np.column_stack([_standardised(results[:, model]) for model in sorted(known)])
 
 
+def loadings(results: Array, factors: Array) -> Array:
+    """How each model's results make up `factors` of the same prompts: float64 [num_models, num_factors]."""
+    centred = np.nan_to_num(results - np.nanmean(results, axis=0))
+    return np.asarray(np.linalg.lstsq(centred, np.nan_to_num(factors), rcond=None)[0])
+
+
 def _leading(results: Array) -> Array:
     centred = np.nan_to_num(results - np.nanmean(results, axis=0))
     left, values, right = np.linalg.svd(centred, full_matrices=False)

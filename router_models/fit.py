@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from router_models.ability import fit_ability
 from router_models.data import Group
 from router_models.expert import Expert, Linear
-from router_models.factors import factors
+from router_models.factors import factors, loadings
 from router_models.features import Features
 from router_models.novelty import fit_novelty
 from router_models.reach import fit_lean
@@ -36,12 +36,16 @@ _NUM_REFERENCE = 128
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Sources:
-    """Groups with what is computed of them once: features, TF-IDF rows, and signals of an earlier router."""
+    """Groups with what is computed of them once: features and TF-IDF rows; and what an earlier router says of them.
+
+    `signals` float32 [num_prompts, num_signals]; `log_odds` of right answers, from signals to the group's models.
+    """
 
     groups: Sequence[Group]
     features: Sequence[Features]
     tfidf: Sequence[sp.csr_matrix]
     signals: Sequence[Floats]
+    log_odds: Sequence[Linear]
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -66,8 +70,14 @@ class _Sketch:
     said: list[Floats]
 
 
-def sources(groups: Sequence[Group], features: Sequence[Features], idf: Floats, signals: Sequence[Floats]) -> Sources:
-    return Sources(groups, features, [weigh(part.counts, idf) for part in features], signals)
+def sources(
+    groups: Sequence[Group],
+    features: Sequence[Features],
+    idf: Floats,
+    signals: Sequence[Floats],
+    log_odds: Sequence[Linear],
+) -> Sources:
+    return Sources(groups, features, [weigh(part.counts, idf) for part in features], signals, log_odds)
 
 
 def random_folds(group: Group, seed: int) -> Rows:
@@ -117,8 +127,9 @@ def _expert(
     group, features = data.groups[own], data.features[own]
     structure, text = features.structure, sketch.said[own][:, : target.shape[1]].astype(np.float64)
     inputs = np.concatenate([structure, signals], axis=1)
-    views = np.stack([text, *_held_out_views(inputs, structure, signals, target, fold, seed)])
-    mix = fit_mix(views, target)
+    start = _start(data.log_odds[own], group.results, target, signals.shape[1])
+    views = np.stack([text, *_held_out_views(inputs, structure, signals, start, target, fold, seed)])
+    mix = fit_mix(views, target, is_on_top=len(data.log_odds[own].weights) > 0)
     difficulty = mix.of(views)
     lengths = structure[:, LOG_CHARS]
     sample = np.random.default_rng(seed).permutation(len(group))[:_NUM_REFERENCE]
@@ -127,7 +138,7 @@ def _expert(
         num_rows=len(group),
         sketch=sketch.forest,
         trees=fit_forest(inputs, target, seed + 1),
-        transfer=fit_transfer(signals, target),
+        transfer=fit_transfer(signals, target, start),
         shape=fit_shape(structure, target),
         length=fit_length(structure, target),
         mix=mix,
@@ -140,13 +151,25 @@ def _expert(
     return expert, difficulty
 
 
+def _start(log_odds: Linear, results: Array, target: Array, num_signals: int) -> Linear:
+    """Difficulties as an earlier router sees them: what it thinks of the models, in the units of the factors."""
+    rate = np.nanmean(results, axis=0)
+    # Of a probability, log odds move rate x (1 - rate).
+    share = (rate * (1 - rate))[:, None] * loadings(results, target)
+    weights = np.zeros((num_signals, target.shape[1]), np.float32)
+    weights[: len(log_odds.weights)] = log_odds.weights @ share
+    return Linear(weights, (log_odds.bias @ share).astype(np.float32))
+
+
 def _held_out_views(
-    inputs: Floats, structure: Floats, signals: Floats, target: Array, fold: Rows, seed: int
+    inputs: Floats, structure: Floats, signals: Floats, start: Linear, target: Array, fold: Rows, seed: int
 ) -> list[Array]:
     """All views but the text, in the order of VIEWS."""
     return [
         held_out(fold, target, lambda kept, out: fit_forest(inputs[kept], target[kept], seed + 1).predict(inputs[out])),
-        held_out(fold, target, lambda kept, out: fit_transfer(signals[kept], target[kept]).predict(signals[out])),
+        held_out(
+            fold, target, lambda kept, out: fit_transfer(signals[kept], target[kept], start).predict(signals[out])
+        ),
         held_out(fold, target, lambda kept, out: fit_shape(structure[kept], target[kept]).predict(structure[out])),
         held_out(fold, target, lambda kept, out: fit_length(structure[kept], target[kept]).predict(structure[out])),
     ]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from router_models.ability import Ability, typical
 from router_models.errors import UnknownModelError
-from router_models.expert import Expert
+from router_models.expert import Expert, Linear
 from router_models.features import Features, extract
 from router_models.prompt import Prompt
 from router_models.structure import FEATURE_NAMES
@@ -103,6 +103,20 @@ class Router:
         """Everything that a further layer may read: float32 [num_prompts, num_signals]."""
         return self._read(features, len(self.layers))[0]
 
+    def log_odds(self, models: Sequence[str], source: str | None = None) -> Linear:
+        """What this router thinks of models, as a linear function of its `signals`: log odds of right answers.
+
+        Each model is asked of the experts that know most of the others too; one that nobody knows is a typical one.
+        """
+        starts, size = self._places_of_difficulties()
+        weights, bias = np.zeros((size, len(models)), np.float32), np.zeros(len(models), np.float32)
+        for column, known in enumerate(self._known_by_most(models, source)):
+            for index, ability in known.items():
+                rows = slice(starts[index], starts[index] + len(ability.discrimination))
+                weights[rows, column] += ability.discrimination / len(known)
+                bias[column] += ability.intercept / len(known)
+        return Linear(weights, bias)
+
     def candidates(self, models: Sequence[str], source: str | None = None) -> list[list[Candidate]]:
         """For each expert that knows all these models, their abilities; `source` first, and alone if it is one.
 
@@ -146,6 +160,32 @@ class Router:
             need=np.mean([answer.need for answer in answers], axis=0),
             unknown_need=np.mean([answer.adapted(1.0).need for answer in answers], axis=0),
         )
+
+    def _known_by_most(self, models: Sequence[str], source: str | None) -> list[dict[int, Ability]]:
+        """For each model its abilities by expert, of the experts that know the most of all `models`."""
+        found: list[dict[int, Ability]] = []
+        for model in models:
+            try:
+                known = {c.expert: c.ability for (c,) in self.candidates([model], source)}
+            except UnknownModelError:
+                known = {}
+            found.append(known)
+        counts = np.bincount([index for known in found for index in known], minlength=len(self.experts))
+        everybody = {i: typical(list(expert.abilities.values())) for i, expert in enumerate(self.experts)}
+        return [
+            {i: ability for i, ability in known.items() if counts[i] == max(counts[list(known)])} or everybody
+            for known in found
+        ]
+
+    def _places_of_difficulties(self) -> tuple[list[int], int]:
+        """Where among the signals each expert's final difficulties begin, and how many signals there are."""
+        starts, place = [], 0
+        for layer in self.layers:
+            place += 2 * sum(expert.num_factors for expert in layer)
+            for expert in layer:
+                starts.append(place)
+                place += expert.num_factors
+        return starts, place
 
     def _layer_of(self, choices: Sequence[Sequence[Candidate]]) -> int:
         ends = np.cumsum([len(layer) for layer in self.layers])

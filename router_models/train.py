@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from router_models.data import Group, prompt_digests
 from router_models.errors import DataError
+from router_models.expert import Linear
 from router_models.features import Features, extract, stack
 from router_models.fit import FoldOf, Progress, fit_layer, random_folds, sources
 from router_models.router import Router, TextWeights
@@ -61,7 +62,8 @@ def train(
         base = None
     signals = [_signals(base, part) for part in found]
     idf = base.text.idf if base else _stored(inverse_document_frequency(stack(found).counts))
-    fitted = fit_layer(sources(groups, found, idf, signals), seed, progress, fold_of)
+    log_odds = [_log_odds(base, group) for group in groups]
+    fitted = fit_layer(sources(groups, found, idf, signals, log_odds), seed, progress, fold_of)
     text = _quantized(fitted.text.weights, fitted.text.bias, idf)
     if base is None:
         router = Router((fitted.experts,), text, digests)
@@ -80,6 +82,12 @@ def _check(groups: Sequence[Group]) -> None:
 
 def _signals(base: Router | None, features: Features) -> Floats:
     return base.signals(features) if base else np.zeros((len(features), 0), np.float32)
+
+
+def _log_odds(base: Router | None, group: Group) -> Linear:
+    if base is not None:
+        return base.log_odds(group.models, group.source)
+    return Linear(np.zeros((0, len(group.models)), np.float32), np.zeros(len(group.models), np.float32))
 
 
 def _stored(idf: Floats) -> Floats:

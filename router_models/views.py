@@ -47,8 +47,14 @@ def fit_forest(features: Floats, target: Array, seed: int) -> Forest:
     return Forest.of(models)
 
 
-def fit_transfer(signals: Floats, target: Array) -> Linear:
-    """Ridge regression on standardised signals; the penalty by leave-one-out error of each factor."""
+def fit_transfer(signals: Floats, target: Array, start: Linear | None = None) -> Linear:
+    """Ridge regression on standardised signals; the penalty by leave-one-out error of each factor.
+
+    What is penalised is the difference from `start`, from nothing where there is none.
+    """
+    if start is not None:
+        found = fit_transfer(signals, target - start.predict(signals))
+        return Linear(start.weights + found.weights, start.bias + found.bias)
     centre, spread = signals.mean(axis=0), np.maximum(signals.std(axis=0), 1e-6)
     inputs = ((signals - centre) / spread).astype(np.float64)
     weights, bias = np.zeros((signals.shape[1], target.shape[1])), np.zeros(target.shape[1])

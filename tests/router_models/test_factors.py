@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from router_models.factors import factors
+from router_models.factors import factors, loadings
 
 
 def _results(num_prompts: int, num_models: int) -> tuple[np.ndarray, np.ndarray]:
@@ -50,3 +50,11 @@ def test_a_model_with_few_answers_does_not_disturb_the_factors_of_the_others() -
 
 def test_a_model_that_is_always_right_is_a_constant_factor() -> None:
     assert (factors(np.ones((40, 1))) == 0).all()
+
+
+@pytest.mark.parametrize("num_models", [2, 20])
+def test_factors_are_made_up_of_results_by_their_loadings(num_models: int) -> None:
+    results, _ = _results(900, num_models)
+    found = factors(results)
+    again = (results - results.mean(axis=0)) @ loadings(results, found)
+    np.testing.assert_allclose(again, found, atol=1e-6)

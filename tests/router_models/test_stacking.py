@@ -46,6 +46,13 @@ def test_with_few_labels_the_simple_views_have_it() -> None:
     assert many[simple].sum() < 0.1
 
 
+def test_on_top_of_another_router_what_it_says_counts_before_any_label() -> None:
+    views, target = _views(30, "trees")
+    transfer = VIEWS.index("transfer")
+    alone, on_top = (fit_mix(views, target, is_on_top).weights[transfer, 0] for is_on_top in (False, True))
+    assert on_top > alone + 0.2
+
+
 def test_difficulties_have_mean_zero_and_the_size_of_what_is_known() -> None:
     views, target = _views(20_000, "text")
     difficulty = fit_mix(views, target).of(views)[:, 0]

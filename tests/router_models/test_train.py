@@ -101,6 +101,29 @@ def test_a_second_layer_learns_another_traffic_on_top_of_the_first(trained: Trai
     np.testing.assert_allclose(before, after, rtol=1e-4, atol=1e-5)
 
 
+def test_what_the_first_layer_thinks_of_models_is_linear_in_its_signals(trained: Trained) -> None:
+    router, group = trained.router, world(20, seed=9)
+    features = extract(group.prompts)
+    said = router.log_odds(["tiny", "strong-1.5", "nobody"], "nowhere").predict(router.signals(features))
+    tiny = router.predict(features, router.candidates(["tiny"])).prob_right[:, 0]
+    np.testing.assert_allclose(1 / (1 + np.exp(-said[:, 0])), tiny, rtol=1e-3)
+    # Both sources know the strong model, but only one of them the tiny one beside it.
+    strong = router.predict(features, router.candidates(["strong-1.5"], "world")).prob_right[:, 0]
+    np.testing.assert_allclose(1 / (1 + np.exp(-said[:, 1])), strong, rtol=1e-3)
+    assert said[:, 0].mean() < said[:, 2].mean() < said[:, 1].mean()
+
+
+@pytest.mark.parametrize("seed", [20, 21])
+def test_a_few_labels_do_not_undo_what_the_first_layer_knows(trained: Trained, seed: int) -> None:
+    own, test = world(40, seed=seed, source="mine", models=_PAIR), world(1500, seed=9, source="mine")
+
+    def of_gap(router: Router) -> float:
+        prob_right = router.predict(test.prompts, router.candidates(_PAIR, "mine")).prob_right
+        return apgr_exact(prob_right[:, 0] - prob_right[:, 1], test.pair(*_PAIR))
+
+    assert of_gap(train([own], base=trained.router).router) > of_gap(trained.router) - 0.03
+
+
 def test_traffic_of_another_source_is_taken_for_unknown_and_its_own_labels_teach_it(trained: Trained) -> None:
     test = world(1500, seed=9, source="mine", models=_PAIR)
     scores = []

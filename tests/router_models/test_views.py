@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
+from router_models.expert import Linear
 from router_models.structure import FEATURE_NAMES
 from router_models.views import LOG_CHARS, fit_forest, fit_length, fit_shape, fit_text, fit_transfer, read_text
 
@@ -47,6 +48,16 @@ def test_rows_that_are_unknown_of_a_factor_are_not_learnt_from() -> None:
         both, alone = fit(structure, target).predict(structure), fit(structure, target[:, :1]).predict(structure)
         np.testing.assert_allclose(both[:, :1], alone, atol=1e-4)
         assert np.isfinite(both).all()
+
+
+def test_what_labels_do_not_tell_stays_as_it_was_at_the_start() -> None:
+    signals = _structure(200)
+    start = Linear(np.eye(_NUM_FEATURES, 1, dtype=np.float32), np.zeros(1, np.float32))
+    noise = np.random.default_rng(1).normal(size=(200, 1))
+    kept = fit_transfer(signals, start.predict(signals) + noise, start).predict(signals)
+    assert np.corrcoef(kept[:, 0], signals[:, 0])[0, 1] > 0.95
+    turned = fit_transfer(signals, -start.predict(signals).astype(np.float64), start).predict(signals)
+    assert np.corrcoef(turned[:, 0], signals[:, 0])[0, 1] < -0.9
 
 
 def test_words_are_read_as_they_were_fitted() -> None:
