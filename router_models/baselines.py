@@ -1,7 +1,8 @@
 """What a router has to beat: scores for the same prompts that need little or no learning.
 
-Baselines with labels are cross-fitted on the very labels they are measured with, five folds: more than a router gets
-that has never seen this data. Every function returns float64 [num_prompts], higher for the strong model.
+Baselines with labels are cross-fitted on the very labels they are measured with, five folds or the given ones: more
+than a router gets that has never seen this data. Every function returns float64 [num_prompts], higher for the strong
+model.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def random_scores(num_prompts: int, seed: int) -> Array:
     return np.random.default_rng(seed).random(num_prompts)
 
 
-def subset_mean(subset: NDArray[np.str_], pair: Pair, seed: int = 0) -> Array | None:
+def subset_mean(subset: NDArray[np.str_], pair: Pair, fold: Rows | None = None) -> Array | None:
     """The mean gap of the prompt's subset; None where there is only one."""
     if len(np.unique(subset)) < 2:
         return None
@@ -48,10 +49,10 @@ def subset_mean(subset: NDArray[np.str_], pair: Pair, seed: int = 0) -> Array | 
     def predict(kept: Rows, out: Rows) -> Array:
         return np.array([_shrunk_mean(gap[kept][subset[kept] == name], pair.gap) for name in subset[out]])
 
-    return _cross_fitted(len(gap), seed, predict)
+    return _cross_fitted(_random_folds(len(gap), 0) if fold is None else fold, predict)
 
 
-def tfidf_logistic(features: Features, pair: Pair, seed: int = 0) -> Array | None:
+def tfidf_logistic(features: Features, pair: Pair, fold: Rows | None = None) -> Array | None:
     """Logistic regression on TF-IDF, one for each model's results; None with too few prompts or one kind of result."""
     results = np.column_stack([pair.strong, pair.weak]) >= 0.5
     if len(features) < _MIN_ROWS or any(min(column.sum(), (~column).sum()) < _NUM_FOLDS * 2 for column in results.T):
@@ -62,7 +63,7 @@ def tfidf_logistic(features: Features, pair: Pair, seed: int = 0) -> Array | Non
         strong, weak = (_prob_right(rows, column, kept, out) for column in results.T)
         return strong - weak
 
-    return _cross_fitted(len(features), seed, predict)
+    return _cross_fitted(_random_folds(len(features), 0) if fold is None else fold, predict)
 
 
 def shuffled_labels(features: Features, pair: Pair, seed: int) -> Array:
@@ -74,15 +75,18 @@ def shuffled_labels(features: Features, pair: Pair, seed: int) -> Array:
     def predict(kept: Rows, out: Rows) -> Array:
         return np.asarray(Ridge(alpha=_SHUFFLED_PENALTY).fit(inputs[kept], gap[kept]).predict(inputs[out]), np.float64)
 
-    return _cross_fitted(len(gap), seed, predict)
+    return _cross_fitted(_random_folds(len(gap), seed), predict)
 
 
-def _cross_fitted(num_rows: int, seed: int, predict: Callable[[Rows, Rows], Array]) -> Array:
-    fold = np.random.default_rng(seed).permutation(num_rows) % _NUM_FOLDS
-    found = np.zeros(num_rows)
-    for number in range(_NUM_FOLDS):
+def _random_folds(num_rows: int, seed: int) -> Rows:
+    return np.random.default_rng(seed).permutation(num_rows) % _NUM_FOLDS
+
+
+def _cross_fitted(fold: Rows, predict: Callable[[Rows, Rows], Array]) -> Array:
+    found = np.zeros(len(fold))
+    for number in np.unique(fold):
         out = np.flatnonzero(fold == number)
-        if len(out) and len(out) < num_rows:
+        if len(out) < len(fold):
             found[out] = predict(np.flatnonzero(fold != number), out)
     return found
 

@@ -149,14 +149,16 @@ def judge(
     ability: str,
     unknown_share: float = 0.0,
     seen_share: float = 0.0,
+    fold: NDArray[np.intp] | None = None,
 ) -> Evaluation:
     """Measure predictions for the strong and the weak model, in this order, of exactly the prompts of `group`.
 
     `unknown_share` is what the predictions were adapted by, and is only told; `seen_share` of the prompts is known to
-    the router, if it is not held-out predictions that are judged.
+    the router, if it is not held-out predictions that are judged. `fold` says which prompts the baselines are held out
+    with, at random if not given.
     """
     need = predictions.need
-    table = _baselines(group, pair, features)
+    table = _baselines(group, pair, features, fold)
     margin, margin_error = _margin(need, baselines.length(features), pair)
     ranking = rank(need, pair, group.subset)
     return Evaluation(
@@ -200,12 +202,14 @@ def rank(score: Array, pair: Pair, subset: NDArray[np.str_]) -> Ranking:
     )
 
 
-def _baselines(group: Group, pair: Pair, features: Features) -> dict[str, Ranking | None]:
+def _baselines(
+    group: Group, pair: Pair, features: Features, fold: NDArray[np.intp] | None
+) -> dict[str, Ranking | None]:
     def averaged(make: Callable[[int], Array]) -> Ranking:
         return _mean([rank(make(seed), pair, group.subset) for seed in range(baselines.NUM_RUNS)])
 
     size = len(group)
-    subset, words = baselines.subset_mean(group.subset, pair), baselines.tfidf_logistic(features, pair)
+    subset, words = baselines.subset_mean(group.subset, pair, fold), baselines.tfidf_logistic(features, pair, fold)
     return {
         "always_weak": _constant(pair, float(pair.weak.mean())),
         "always_strong": _constant(pair, float(pair.strong.mean())),

@@ -20,8 +20,8 @@ _STYLE = (
 
 
 HELD_OUT = (
-    "Probabilities are for prompts held out of what made them, ordered by their gap alone. Novelty and abstention are "
-    "those of the finished router, which knows these prompts; its leaning towards length on unknown ground is left out."
+    "Probabilities and novelty are for prompts held out of what made them, ordered as a gateway does that has learnt "
+    "from the rest. The baselines are held out with the same prompts."
 )
 
 

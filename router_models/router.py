@@ -17,6 +17,7 @@ from router_models.ability import Ability, typical
 from router_models.errors import UnknownModelError
 from router_models.expert import Expert, Linear
 from router_models.features import Features, extract
+from router_models.guard import Guard, unusual
 from router_models.prompt import Prompt
 from router_models.structure import FEATURE_NAMES
 from router_models.text import weigh, weigh_one
@@ -26,8 +27,6 @@ Floats = NDArray[np.float32]
 
 # A prompt unlike 99 % of what its expert was fitted and measured on: no calibration is known there.
 NOVEL = 0.99
-_GUARD_FROM = 0.9
-_MOST_DEVIATIONS = 3.0
 _LOG_CHARS = FEATURE_NAMES.index("log_chars")
 _STRONG_SHARE, _WEAK_SHARE = 1 / 3, 1 / 3
 
@@ -198,16 +197,10 @@ class Router:
         prob_right = np.column_stack([model.ability.prob_right(difficulty) for model in models])
         novelty = expert.novelty.of(features)
         gap = prob_right[:, 0] - prob_right[:, -1]
-        mean, spread = expert.usual_gap(models[0].ability, models[-1].ability)
         lean = expert.lean if models[0].is_own else 1.0
-        unknown = (1 - lean) * gap + lean * (mean + spread * self._length(features, expert))
-        return Predictions(prob_right, novelty, gap + _unusual(novelty) * (unknown - gap), unknown)
-
-    def _length(self, features: Features, expert: Expert) -> Array:
-        """The logarithm of the length in standard deviations, bounded without losing its order."""
-        mean, spread = expert.log_chars
-        deviations = ((features.structure[:, _LOG_CHARS] - mean) / spread).astype(np.float64)
-        return np.asarray(_MOST_DEVIATIONS * np.tanh(deviations / _MOST_DEVIATIONS))
+        guard = Guard(lean, expert.log_chars, expert.usual_gap(models[0].ability, models[-1].ability))
+        unknown = guard.unknown_need(gap, features.structure[:, _LOG_CHARS].astype(np.float64))
+        return Predictions(prob_right, novelty, gap + unusual(novelty) * (unknown - gap), unknown)
 
     def _columns(self, index: int) -> slice:
         start = sum(expert.num_factors for expert in self.experts[:index])
@@ -236,8 +229,3 @@ class Router:
 def canonical_name(model: str) -> str:
     """A model's name without organisation, case and "meta-", with versions spelt by dots."""
     return model.rsplit("/", 1)[-1].lower().replace("_", ".").removeprefix("meta-")
-
-
-def _unusual(novelty: Array) -> Array:
-    """How surely a prompt is of an unknown domain, by itself: 0 for nine in ten of the usual prompts."""
-    return np.asarray(np.clip((novelty - _GUARD_FROM) / (1 - _GUARD_FROM), 0.0, 1.0))

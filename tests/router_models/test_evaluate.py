@@ -8,11 +8,12 @@ import pytest
 from router_models import baselines
 from router_models.evaluate import Evaluation, evaluate, judge
 from router_models.features import extract
+from router_models.fit import random_folds
 from router_models.held_out import evaluate_held_out
 from router_models.metrics import apgr_exact
 from router_models.report import Report, as_html, write
 from router_models.router import Predictions
-from router_models.train import Trained
+from router_models.train import Trained, train
 from tests.router_models.tables import world
 
 _PAIR = ("acme/Strong-1_5", "weak")
@@ -113,6 +114,23 @@ def test_the_training_report_is_of_held_out_prompts(trained: Trained) -> None:
     new = evaluate(trained.router, world(1500, seed=9), *_PAIR).router.apgr_exact
     assert found[0].router.apgr_exact == pytest.approx(new, abs=0.08)
     assert evaluate_held_out(trained, "nobody", "weak") == []
+
+
+def test_subjects_left_out_are_new_ground_to_the_router_and_to_its_baselines() -> None:
+    group = world(300, seed=1)
+    found = {}
+    for name, fold_of in (
+        ("prompts", random_folds),
+        ("subjects", lambda given, seed: np.unique(given.subset, return_inverse=True)[1]),
+    ):
+        found[name] = evaluate_held_out(train([group], fold_of=fold_of), *_PAIR)[0]
+    known, unknown = found["prompts"], found["subjects"]
+    assert known.baselines["subset_mean"].apgr_exact > 0.6  # type: ignore[union-attr, operator]
+    assert unknown.baselines["subset_mean"].apgr_exact == pytest.approx(0.5)  # type: ignore[union-attr]
+    assert known.unknown_share < 0.1
+    assert unknown.unknown_share > 0.9
+    # Lengths say nothing in this world, and a router of one source with few subjects then goes by them.
+    assert unknown.router.apgr_exact == pytest.approx(unknown.baselines["length"].apgr_exact, abs=0.02)  # type: ignore[union-attr]
 
 
 def test_the_report_is_written_and_escapes_what_it_shows(evaluation: Evaluation, tmp_path: Path) -> None:
