@@ -77,7 +77,7 @@ class RecordMaker:
         """The decision on the same candidates by the shadow's probabilities and its own threshold."""
         if self._config.auto is None or choice.score is None:
             return None
-        score = shadow.router.score_features(choice.score.features)
+        score = shadow.router.score_again(choice.prompt, choice.score.features)
         if not isinstance(self._config.auto.policy.goal, BoundGoal):
             score = score.adapted(shadow.drift.share)
         shadow.drift.observe(score.novelty)

@@ -32,6 +32,9 @@ def train(
     out: Annotated[Path, typer.Option(help="folder of the new artifact; one that is there is replaced whole")],
     base: Annotated[str, typer.Option(help="artifact to learn on top of: default, a folder, or none")] = "default",
     seed: Annotated[int, typer.Option(help="equal data and seed give an equal router")] = 0,
+    embedding: Annotated[
+        bool, typer.Option("--embedding", help="read a sentence embedding too: needs the extra of that name")
+    ] = False,
     strong: Annotated[
         str | None, typer.Option(help="strong model of the report; the best of each source if not given")
     ] = None,
@@ -46,13 +49,15 @@ def train(
         # scikit-learn takes a second to import.
         from router_models import artifact, data, report
         from router_models import logs as log_files
+        from router_models.embedding import SentenceEmbedding
         from router_models.held_out import evaluate_held_out
         from router_models.train import train as fit
 
         groups = log_files.read(logs, _tell)
         under = None if base == "none" else artifact.load(artifact.resolve(base))
+        reader = SentenceEmbedding.load() if embedding else None
         with _progress() as progress:
-            trained = fit(groups, under.router if under else None, seed, progress)
+            trained = fit(groups, under.router if under else None, seed, progress, embedding=reader)
         used = under.manifest.version if under and trained.used_base else None
         if under and not trained.used_base:
             _errors.print(

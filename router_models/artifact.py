@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from router_models.ability import Ability
-from router_models.errors import ArtifactError, CorruptArtifactError, FeatureVersionError
+from router_models.embedding import DIMENSION, NAME, SentenceEmbedding
+from router_models.errors import ArtifactError, CorruptArtifactError, EmbeddingError, FeatureVersionError
 from router_models.expert import Bounded, Expert, Linear, Mix
 from router_models.features import FEATURE_VERSION
 from router_models.novelty import Novelty
@@ -54,6 +55,14 @@ class ExpertManifest(_Part):
     lean: float = Field(ge=0.0, le=1.0)
 
 
+class EmbeddingManifest(_Part):
+    """Which embedding the router reads."""
+
+    name: str
+    dimension: int
+    checksum: str
+
+
 class Manifest(_Part):
     """`artifact.json`."""
 
@@ -66,6 +75,7 @@ class Manifest(_Part):
     seed: int
     layers: tuple[tuple[ExpertManifest, ...], ...]
     arrays_sha256: str
+    embedding: EmbeddingManifest | None = None
     checksum: str = ""
 
     @property
@@ -74,7 +84,9 @@ class Manifest(_Part):
 
     def digest(self) -> str:
         """The checksum that this manifest should carry."""
-        document = self.model_dump(mode="json", exclude={"checksum"})
+        # Without an embedding, as before there were any.
+        unsaid = {"checksum"} if self.embedding else {"checksum", "embedding"}
+        document = self.model_dump(mode="json", exclude=unsaid)
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -120,7 +132,8 @@ def load(folder: Path) -> Artifact:
     """Read an artifact, checksums first.
 
     Raises CorruptArtifactError where a file is missing or altered, FeatureVersionError where it was trained on features
-    that this version does not compute, ArtifactError where its format is of another version.
+    that this version does not compute, EmbeddingError where it reads an embedding that is not installed, ArtifactError
+    where its format is of another version.
     """
     manifest = _read_manifest(folder / _MANIFEST)
     if (manifest.feature_version, manifest.feature_names) != (FEATURE_VERSION, FEATURE_NAMES):
@@ -131,8 +144,9 @@ def load(folder: Path) -> Artifact:
     data = _read(folder / _ARRAYS)
     if hashlib.sha256(data).hexdigest() != manifest.arrays_sha256:
         raise CorruptArtifactError(f"{folder / _ARRAYS} does not match its checksum")
+    embedding = None if manifest.embedding is None else _embedding(manifest.embedding, folder)
     try:
-        return Artifact(_router(manifest, _unpack(data)), manifest)
+        return Artifact(_router(manifest, _unpack(data), embedding), manifest)
     except (KeyError, ValueError, IndexError, zipfile.BadZipFile) as error:
         raise CorruptArtifactError(f"{folder / _ARRAYS}: {error}") from error
 
@@ -175,6 +189,7 @@ def _manifest(router: Router, origin: Origin, arrays_sha256: str) -> Manifest:
         seed=origin.seed,
         layers=tuple(tuple(map(_describe, layer)) for layer in router.layers),
         arrays_sha256=arrays_sha256,
+        embedding=None if router.embedding is None else _described(router.embedding),
     )
     return manifest.model_copy(update={"checksum": manifest.digest()})
 
@@ -206,7 +221,7 @@ def _arrays(router: Router) -> dict[str, NDArray[Any]]:
 
 
 def _expert_arrays(expert: Expert) -> dict[str, NDArray[Any]]:
-    abilities, novelty = list(expert.abilities.values()), expert.novelty
+    abilities, novelty, read = list(expert.abilities.values()), expert.novelty, expert.embedding
     return {
         **{f"sketch.{name}": array for name, array in expert.sketch.arrays().items()},
         **{f"trees.{name}": array for name, array in expert.trees.arrays().items()},
@@ -225,10 +240,25 @@ def _expert_arrays(expert: Expert) -> dict[str, NDArray[Any]]:
         "novelty.known_words": np.packbits(novelty.known_words),
         "novelty.distances": novelty.distances,
         "novelty.strangeness": novelty.strangeness,
+        **({} if read is None else {"embedding.weights": read.weights, "embedding.bias": read.bias}),
     }
 
 
-def _router(manifest: Manifest, arrays: Arrays) -> Router:
+def _described(embedding: SentenceEmbedding) -> EmbeddingManifest:
+    return EmbeddingManifest(name=NAME, dimension=DIMENSION, checksum=embedding.checksum)
+
+
+def _embedding(manifest: EmbeddingManifest, folder: Path) -> SentenceEmbedding:
+    found = SentenceEmbedding.load()
+    if _described(found) != manifest:
+        raise EmbeddingError(
+            f"{folder} reads the embedding {manifest.name} with checksum {manifest.checksum[:12]}; installed is {NAME} "
+            f"with {found.checksum[:12]}"
+        )
+    return found
+
+
+def _router(manifest: Manifest, arrays: Arrays, embedding: SentenceEmbedding | None) -> Router:
     numbers = iter(range(sum(map(len, manifest.layers))))
     layers = tuple(tuple(_expert(part, _under(arrays, next(numbers))) for part in layer) for layer in manifest.layers)
     idf = arrays["text.idf"].astype(np.float32)
@@ -236,7 +266,7 @@ def _router(manifest: Manifest, arrays: Arrays) -> Router:
     factors = sum(expert.num_factors for layer in layers for expert in layer)
     if text.weights.shape != (len(idf), factors):
         raise ValueError("text weights do not fit the experts")
-    return Router(layers, text, arrays["seen"])
+    return Router(layers, text, arrays["seen"], embedding)
 
 
 def _expert(manifest: ExpertManifest, arrays: Arrays) -> Expert:
@@ -255,6 +285,7 @@ def _expert(manifest: ExpertManifest, arrays: Arrays) -> Expert:
         reference=arrays["reference"],
         log_chars=manifest.log_chars,
         lean=manifest.lean,
+        embedding=Linear(**_under(arrays, "embedding")) if "embedding.weights" in arrays else None,
     )
 
 

@@ -12,7 +12,7 @@ from router_models import baselines
 from router_models.data import Group, digest
 from router_models.drift import share_of
 from router_models.errors import UnknownModelError
-from router_models.features import Features, extract
+from router_models.features import Features
 from router_models.metrics import (
     Array,
     Pair,
@@ -129,7 +129,7 @@ def evaluate(
     """
     rows = group.rows_with(strong, weak)
     found, pair = group.take(rows), group.take(rows).pair(strong, weak)
-    inputs = features.take(rows) if features is not None else extract(found.prompts)
+    inputs = features.take(rows) if features is not None else router.extract(found.prompts)
     try:
         choices, ability = router.candidates([strong, weak], source or group.source), "known"
     except UnknownModelError:

@@ -1,7 +1,8 @@
 """One source's difficulty model: five views of a prompt, mixed into a few difficulties, and models' abilities there.
 
 The views of each factor: a linear model of hashed n-grams; trees over structure and over what all sources' models say
-of the prompt; a linear model of the latter alone; a linear model of structure alone; and the prompt's length. What the
+of the prompt; a linear model of the latter alone; a linear model of structure alone; the prompt's length; and, where it
+was asked for, a linear model of a sentence embedding. What the
 others say is most of what is known about subjects that the source itself has never seen; the last two need so few
 labels that a new source can learn from its first hundred.
 """
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.special import expit
 
 from router_models.ability import Ability
+from router_models.features import Features
 from router_models.novelty import Novelty
 from router_models.trees import Forest
 
@@ -22,7 +24,7 @@ Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
 _MAX_GAPS = 64  # every decision asks for the same few
-VIEWS = ("text", "trees", "transfer", "shape", "length")
+VIEWS = ("text", "trees", "transfer", "shape", "length", "embedding")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -85,6 +87,7 @@ class Expert:
     reference: Floats
     log_chars: tuple[float, float]
     lean: float
+    embedding: Linear | None = None
     _gaps: dict[tuple[Ability, Ability], tuple[float, float]] = field(default_factory=dict, init=False, repr=False)
 
     @property
@@ -95,16 +98,19 @@ class Expert:
     def num_signals(self) -> int:
         return len(self.transfer.weights)
 
-    def difficulty(self, structure: Floats, signals: Floats, text: Floats) -> Array:
+    def difficulty(self, features: Features, signals: Floats, text: Floats) -> Array:
         """Float64 [num_prompts, num_factors]; `text` is this expert's own view of the words, of the same shape."""
-        read = signals[:, : self.num_signals]
-        views = (
+        read, structure = signals[:, : self.num_signals], features.structure
+        views = [
             text,
             self.trees.predict(np.concatenate([structure, read], axis=1)),
             self.transfer.predict(read),
             self.shape.predict(structure),
             self.length.predict(structure),
-        )
+        ]
+        if self.embedding is not None:
+            assert features.embedding is not None, "extracted by this router"
+            views.append(self.embedding.predict(features.embedding))
         return self.mix.of(np.stack(views).astype(np.float64))
 
     def usual_gap(self, strong: Ability, weak: Ability) -> tuple[float, float]:

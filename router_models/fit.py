@@ -129,6 +129,12 @@ def _expert(
     inputs = np.concatenate([structure, signals], axis=1)
     start = _start(data.log_odds[own], group.results, target, signals.shape[1])
     views = np.stack([text, *_held_out_views(inputs, structure, signals, start, target, fold, seed)])
+    embedding = features.embedding
+    if embedding is not None:
+        held = held_out(
+            fold, target, lambda kept, out: fit_transfer(embedding[kept], target[kept]).predict(embedding[out])
+        )
+        views = np.concatenate([views, held[None]])
     mix = fit_mix(views, target, is_on_top=len(data.log_odds[own].weights) > 0)
     difficulty = mix.of(views)
     lengths = structure[:, LOG_CHARS]
@@ -147,6 +153,7 @@ def _expert(
         reference=difficulty[sample].astype(np.float32),
         log_chars=(float(lengths.mean()), max(float(lengths.std()), 0.1)),
         lean=fit_lean(group, data.tfidf[own], structure, target, seed),
+        embedding=None if embedding is None else fit_transfer(embedding, target),
     )
     return expert, difficulty
 
@@ -164,7 +171,7 @@ def _start(log_odds: Linear, results: Array, target: Array, num_signals: int) ->
 def _held_out_views(
     inputs: Floats, structure: Floats, signals: Floats, start: Linear, target: Array, fold: Rows, seed: int
 ) -> list[Array]:
-    """All views but the text, in the order of VIEWS."""
+    """All views but the text and the embedding, in the order of VIEWS."""
     return [
         held_out(fold, target, lambda kept, out: fit_forest(inputs[kept], target[kept], seed + 1).predict(inputs[out])),
         held_out(

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_models.ability import Ability, typical
+from router_models.embedding import SentenceEmbedding
 from router_models.errors import UnknownModelError
 from router_models.expert import Expert, Linear
 from router_models.features import Features, extract
@@ -88,15 +89,23 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Router:
-    """Layers of experts, over one matrix of text weights whose columns follow the experts' factors."""
+    """Layers of experts, over one matrix of text weights whose columns follow the experts' factors.
+
+    `embedding`: where some of the experts read one.
+    """
 
     layers: tuple[tuple[Expert, ...], ...]
     text: TextWeights
     seen: NDArray[np.uint32]
+    embedding: SentenceEmbedding | None = None
 
     @property
     def experts(self) -> tuple[Expert, ...]:
         return tuple(expert for layer in self.layers for expert in layer)
+
+    def extract(self, prompts: Sequence[Prompt]) -> Features:
+        """All that this router reads of prompts."""
+        return extract(prompts, self.embedding)
 
     def signals(self, features: Features) -> Floats:
         """Everything that a further layer may read: float32 [num_prompts, num_signals]."""
@@ -150,7 +159,7 @@ class Router:
         The need leans towards prompt length where a prompt is unlike what an expert was fitted to: by as much as that
         helped on subjects left out of its own source, altogether where the prompts are of another source.
         """
-        features = prompts if isinstance(prompts, Features) else extract(prompts)
+        features = prompts if isinstance(prompts, Features) else self.extract(prompts)
         signals, text = self._read(features, len(self.layers) - 1, self._layer_of(choices))
         answers = [self._ask(features, signals, text, models) for models in choices]
         return Predictions(
@@ -193,7 +202,7 @@ class Router:
 
     def _ask(self, features: Features, signals: Floats, text: Floats, models: Sequence[Candidate]) -> Predictions:
         expert = self.experts[models[0].expert]
-        difficulty = expert.difficulty(features.structure, signals, text[:, self._columns(models[0].expert)])
+        difficulty = expert.difficulty(features, signals, text[:, self._columns(models[0].expert)])
         prob_right = np.column_stack([model.ability.prob_right(difficulty) for model in models])
         novelty = expert.novelty.of(features)
         gap = prob_right[:, 0] - prob_right[:, -1]
@@ -220,7 +229,7 @@ class Router:
             parts = [part for pair in zip(views, sketches, strict=True) for part in pair]
             signals = np.concatenate([signals, *parts], axis=1)
             if number < full_layers and (last is None or number < last):
-                final = [e.difficulty(features.structure, signals, v) for e, v in zip(layer, views, strict=True)]
+                final = [e.difficulty(features, signals, v) for e, v in zip(layer, views, strict=True)]
                 signals = np.concatenate([signals, *final], axis=1).astype(np.float32)
             index += len(layer)
         return signals, text

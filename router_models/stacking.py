@@ -16,7 +16,7 @@ Rows = NDArray[np.intp]
 _NUM_FOLDS = 5
 # What is believed before any label is seen, and how many labels it takes to be believed half as much: with a hundred
 # labels, the views with many parameters have mostly learnt noise, and held-out errors are too noisy themselves to tell.
-_PRIOR = {"text": 0.0, "trees": 0.0, "transfer": 0.0, "shape": 0.5, "length": 0.5}
+_PRIOR = {"text": 0.0, "trees": 0.0, "transfer": 0.0, "shape": 0.5, "length": 0.5, "embedding": 0.0}
 # On top of another router the transfer view does not start from nothing.
 _PRIOR_ON_TOP = _PRIOR | {"transfer": 0.5}
 _PRIOR_ROWS = 300.0
@@ -39,11 +39,11 @@ def held_out(fold: Rows, target: Array, predict: Callable[[Rows, Rows], NDArray[
 def fit_mix(views: Array, target: Array, is_on_top: bool = False) -> Mix:
     """Weights at or above zero that explain the held-out targets best; difficulties of mean 0.
 
-    `views` float64 [num_views, num_rows, num_factors], held out, in the order of VIEWS. A difficulty is the factor as
-    far as it can be predicted, in the factor's own units: a factor that nothing predicts has difficulties near 0.
-    `is_on_top`: of another router, by which the transfer view knows something without a label.
+    `views` float64 [num_views, num_rows, num_factors], held out, in the order of VIEWS; the last may be missing. A
+    difficulty is the factor as far as it can be predicted, in the factor's own units: a factor that nothing predicts
+    has difficulties near 0. `is_on_top`: of another router, by which the transfer view knows something without a label.
     """
-    prior = np.array([(_PRIOR_ON_TOP if is_on_top else _PRIOR)[name] for name in VIEWS])
+    prior = np.array([(_PRIOR_ON_TOP if is_on_top else _PRIOR)[name] for name in VIEWS[: len(views)]])
     weights, shift = np.zeros((len(views), target.shape[1])), np.zeros(target.shape[1])
     for k in range(target.shape[1]):
         known, columns = np.isfinite(target[:, k]), views[:, :, k]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_models.data import Group, prompt_digests
+from router_models.embedding import SentenceEmbedding
 from router_models.errors import DataError
 from router_models.expert import Linear
 from router_models.features import Features, extract, stack
@@ -47,16 +48,19 @@ def train(
     progress: Progress = silent,
     features: Sequence[Features] | None = None,
     fold_of: FoldOf = random_folds,
+    embedding: SentenceEmbedding | None = None,
 ) -> Trained:
     """A router for all models of all groups, on top of `base` if there is one.
 
     A base that has seen these prompts would recite their answers in place of predicting them, so it is left out then;
     the result says which. `features` of the groups' prompts, where they are known already. `fold_of` says which
-    prompts of a group are held out together. Raises DataError where a source has fewer than MIN_LABELS prompts.
+    prompts of a group are held out together. With an `embedding`, or where the base has one, experts read that too;
+    given `features` then have it. Raises DataError where a source has fewer than MIN_LABELS prompts.
     """
     _check(groups)
     progress("features", 0, 1)
-    found = features or [extract(group.prompts) for group in groups]
+    embedding = embedding or (base.embedding if base else None)
+    found = features or [extract(group.prompts, embedding) for group in groups]
     digests = np.unique(np.concatenate([prompt_digests(group.prompts) for group in groups]))
     if base is not None and np.isin(digests, base.seen).mean() > _MAX_SEEN_SHARE:
         base = None
@@ -66,9 +70,10 @@ def train(
     fitted = fit_layer(sources(groups, found, idf, signals, log_odds), seed, progress, fold_of)
     text = _quantized(fitted.text.weights, fitted.text.bias, idf)
     if base is None:
-        router = Router((fitted.experts,), text, digests)
+        router = Router((fitted.experts,), text, digests, embedding)
     else:
-        router = Router((*base.layers, fitted.experts), _beside(base.text, text), np.union1d(base.seen, digests))
+        layers, seen = (*base.layers, fitted.experts), np.union1d(base.seen, digests)
+        router = Router(layers, _beside(base.text, text), seen, embedding)
     return Trained(router, tuple(groups), fitted.held_out, fitted.folds, base is not None)
 
 

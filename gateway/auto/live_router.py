@@ -55,12 +55,16 @@ class LiveRouter:
 
     def score(self, prompt: Prompt) -> Score:
         """Features and probabilities of one request; some milliseconds."""
-        from router_models.features import extract
+        return self.score_features(self._router.extract([prompt]))
 
-        return self.score_features(extract([prompt]))
+    def score_again(self, prompt: Prompt, features: Features) -> Score:
+        """The same where another router has extracted features already."""
+        if self._router.embedding is not None and features.embedding is None:
+            return self.score(prompt)
+        return self.score_features(features)
 
     def score_features(self, features: Features) -> Score:
-        """Probabilities of one request whose features are known."""
+        """Probabilities of one request whose features, all that this router reads, are known."""
         found = self._router.predict(features, self._choices)
         row = found.prob_right[0]
         return Score(
