@@ -5,13 +5,14 @@
 
 The target is the demo target upscaled to half a billion parameters (`benchmarks.upscale`): the acceptance of a real
 pair, at the cost of a real model. Within a group (workload, temperature, sequences) the settings take turns
-(`benchmarks.turns`); figures are medians over turns. Every setting emits the same tokens, since the output does not
-depend on the drafts, so that within a group only speed differs.
+(`benchmarks.turns`); figures are medians over passes, ratios the medians of the passes' own. Every setting emits the
+same tokens, since the output does not depend on the drafts, so that within a group only speed differs.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,8 +29,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from benchmarks import upscale
 from benchmarks.environment import describe, describe_llama_cpp, llama_cpp_missing
 from benchmarks.speculation_picture import draw
-from benchmarks.speculation_systems import Length, Measured, Outrider, Peer, Setting, assistants
-from benchmarks.turns import MANY_SEQUENCES, Job, speed, take_turns
+from benchmarks.speculation_systems import Length, Outrider, Peer, Setting, assistants
+from benchmarks.turns import MANY_SEQUENCES, Job, Runs, speed, take_turns
 from benchmarks.workloads import WORKLOADS, Prompt, Workload, prompts
 from engines.types import DrafterChoice
 
@@ -113,9 +114,9 @@ def _batches(chosen: tuple[Prompt, ...], sequences: int) -> list[tuple[Prompt, .
     return [chosen[start : start + sequences] for start in range(0, count, sequences)]
 
 
-def _row(job: Job, group: dict[str, Any], runs: list[list[Measured]]) -> dict[str, Any]:
-    rates = [speed(run) for run in runs]
-    everything = [one for run in runs for one in run]
+def _row(job: Job, group: dict[str, Any], runs: Runs) -> dict[str, Any]:
+    rates = {number: speed(measured) for number, measured in runs.items()}
+    everything = [one for measured in runs.values() for one in measured]
     drafted = sum(one.num_drafted for one in everything)
     steps = sum(one.num_steps * one.num_sequences for one in everything)
     return {
@@ -123,48 +124,54 @@ def _row(job: Job, group: dict[str, Any], runs: list[list[Measured]]) -> dict[st
         **group,
         "drafter": job.drafter,
         "draft_length": job.length,
-        "tokens_per_s": round(statistics.median(rates), 2),
-        "tokens_per_s_range": [round(min(rates), 2), round(max(rates), 2)],
+        "tokens_per_s": round(statistics.median(rates.values()), 2),
+        "tokens_per_s_by_pass": {str(number): round(rate, 2) for number, rate in rates.items()},
         "tokens_per_step": round(sum(one.num_tokens for one in everything) / steps, 3) if steps else None,
         "acceptance_rate": round(sum(one.num_accepted for one in everything) / drafted, 3) if drafted else None,
-        "turns": len(runs),
     }
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """For each group: adaptive beside plain and beside the best fixed length, by drafter, and beside the peers."""
+    """For each group: adaptive beside plain and beside the best fixed length, by drafter, and beside the peers.
+
+    The best fixed length is the fastest of those that were not weeded out.
+    """
     found = []
     keys = {(row["workload"], row["temperature"], row["sequences"]) for row in rows}
     for key in sorted(keys):
         group = [row for row in rows if (row["workload"], row["temperature"], row["sequences"]) == key]
         own = [row for row in group if row["system"] == "outrider"]
-        plain = next(row["tokens_per_s"] for row in own if row["drafter"] == "none")
-        peers: dict[str, float] = {}  # each at its fastest setting
-        for row in group:
-            if row["system"] != "outrider":
-                peers[row["system"]] = max(peers.get(row["system"], 0.0), row["tokens_per_s"])
+        plain = next(row for row in own if row["drafter"] == "none")
         for row in own:
             if row["draft_length"] != "adaptive":
                 continue
-            speed = row["tokens_per_s"]
-            fixed = [
-                one["tokens_per_s"]
-                for one in own
-                if one["drafter"] == row["drafter"] and one["draft_length"] not in (0, "adaptive")
-            ]
+            fixed = [one for one in own if one["drafter"] == row["drafter"] and one["draft_length"] != "adaptive"]
+            most = max((len(one["tokens_per_s_by_pass"]) for one in fixed), default=0)
+            left = [one for one in fixed if len(one["tokens_per_s_by_pass"]) == most]
+            peers: dict[str, float] = {}  # each at its fastest setting
+            for one in group:
+                if one["system"] != "outrider":
+                    peers[one["system"]] = min(peers.get(one["system"], math.inf), _ratio(row, one))
             found.append(
                 {
                     "workload": key[0],
                     "temperature": key[1],
                     "sequences": key[2],
                     "drafter": row["drafter"],
-                    "adaptive_over_plain": round(speed / plain, 3),
-                    "adaptive_over_best_fixed": round(speed / max(fixed), 3) if fixed else None,
-                    "adaptive_over_best_peer": round(speed / max(peers.values()), 3) if peers else None,
-                    "adaptive_over_peers": {peer: round(speed / theirs, 3) for peer, theirs in peers.items()},
+                    "adaptive_over_plain": round(_ratio(row, plain), 3),
+                    "adaptive_over_best_fixed": round(min(_ratio(row, one) for one in left), 3) if left else None,
+                    "adaptive_over_best_peer": round(min(peers.values()), 3) if peers else None,
+                    "adaptive_over_peers": {peer: round(ratio, 3) for peer, ratio in peers.items()},
                 }
             )
     return found
+
+
+def _ratio(row: dict[str, Any], other: dict[str, Any]) -> float:
+    """How much faster: the median over the passes that both took part in."""
+    ours, theirs = row["tokens_per_s_by_pass"], other["tokens_per_s_by_pass"]
+    ratios: list[float] = [ours[number] / theirs[number] for number in ours.keys() & theirs.keys()]
+    return statistics.median(ratios)
 
 
 def main(

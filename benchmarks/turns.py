@@ -3,11 +3,13 @@
 Jobs change after each batch: a machine whose speed drifts slows all of them. First all take turns, several of them
 those that the claims rest on, plain and adaptive. Then the fixed lengths of each drafter are weeded out by successive
 halving (Karnin, Koren, Somekh 2013), with plain and adaptive beside them: the fastest of eight lengths that ran once
-each is the luckiest one, and only running again tells how fast it is.
+each is the luckiest one, and only running again tells how fast it is. All that is one *pass* over the batches after
+another; what two jobs did is compared within a pass, since the machine differs from pass to pass.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +23,8 @@ _NUM_TURNS, _NUM_TURNS_OF_MANY = 2, 4
 # After the half that was slower is dropped, those left are run again so many times.
 _HALVINGS = (1, 2)
 
-Runs = list[list[list[Measured]]]
+# What a job measured in each pass that it took part in, by the pass's number.
+Runs = dict[int, list[Measured]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +47,20 @@ class Job:
         return self.is_own and self.length in (0, "adaptive")
 
 
-def take_turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: int) -> Runs:
-    """For each job its turns, at least `rounds`: what was measured with each batch."""
-    runs: Runs = [[] for _ in jobs]
+def take_turns(jobs: Sequence[Job], batches: Sequence[tuple[Prompt, ...]], rounds: int) -> list[Runs]:
+    """What each job measured, in `rounds` passes of all and in those of the halvings."""
+    runs: list[Runs] = [{} for _ in jobs]
     everyone = range(len(jobs))
     num_turns = _NUM_TURNS if len(batches[0]) < MANY_SEQUENCES else _NUM_TURNS_OF_MANY
     for number in range(rounds):
-        _pass(jobs, everyone, batches, runs, num_turns, f"{number}")
+        _pass(number, jobs, everyone, batches, runs, num_turns)
     claimed = [number for number in everyone if jobs[number].is_claimed]
     left = [number for number in everyone if jobs[number].is_own and not jobs[number].is_claimed]
+    passes = itertools.count(rounds)
     for times in _HALVINGS:
         left = _faster_half(jobs, left, runs)
-        for number in range(times if left else 0):
-            _pass(jobs, claimed + left, batches, runs, 1, f"final {times} {number}")
+        for number in itertools.islice(passes, times if left else 0):
+            _pass(number, jobs, claimed + left, batches, runs, num_turns=1)
     return runs
 
 
@@ -66,38 +70,33 @@ def speed(runs: Sequence[Measured]) -> float:
 
 
 def _pass(
+    number: int,
     jobs: Sequence[Job],
-    numbers: Sequence[int],
+    chosen: Sequence[int],
     batches: Sequence[tuple[Prompt, ...]],
-    runs: Runs,
+    runs: Sequence[Runs],
     num_turns: int,
-    seed: str,
 ) -> None:
-    """A turn for each of the numbered jobs, `num_turns` for the claimed ones: every batch once."""
-    turns: Runs = [[[] for _ in range(num_turns if job.is_claimed else 1)] for job in jobs]
+    """Every batch once by each of the chosen jobs, `num_turns` times by the claimed ones."""
     for place, batch in enumerate(batches):
-        for turn, number in _order(jobs, numbers, num_turns, random.Random(f"{seed} {place}")):
-            turns[number][turn if jobs[number].is_claimed else 0].append(jobs[number].run(batch))
-    for number in numbers:
-        runs[number] += turns[number]
+        for job in _order(jobs, chosen, num_turns, random.Random(f"{number} {place}")):
+            runs[job].setdefault(number, []).append(jobs[job].run(batch))
 
 
-def _order(
-    jobs: Sequence[Job], numbers: Sequence[int], num_turns: int, draw: random.Random
-) -> Iterator[tuple[int, int]]:
-    """Turns and who has them: each claimed job every turn, of the others a share, so that rivals run close together."""
-    claimed = [number for number in numbers if jobs[number].is_claimed]
-    others = draw.sample(rest := [number for number in numbers if number not in claimed], len(rest))
+def _order(jobs: Sequence[Job], chosen: Sequence[int], num_turns: int, draw: random.Random) -> Iterator[int]:
+    """Every turn has each claimed job once, and a share of the others: what is compared runs close together."""
+    claimed = [number for number in chosen if jobs[number].is_claimed]
+    others = draw.sample(rest := [number for number in chosen if number not in claimed], len(rest))
     for turn in range(num_turns):
         part = claimed + others[turn::num_turns]
-        yield from ((turn, number) for number in draw.sample(part, len(part)))
+        yield from draw.sample(part, len(part))
 
 
-def _faster_half(jobs: Sequence[Job], numbers: Sequence[int], runs: Runs) -> list[int]:
+def _faster_half(jobs: Sequence[Job], numbers: Sequence[int], runs: Sequence[Runs]) -> list[int]:
     """Of the numbered jobs of each drafter the faster ones, at least one."""
 
     def rate(number: int) -> float:
-        return speed([one for run in runs[number] for one in run])
+        return speed([one for measured in runs[number].values() for one in measured])
 
     kept: list[int] = []
     for drafter in dict.fromkeys(jobs[number].drafter for number in numbers):

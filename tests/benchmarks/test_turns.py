@@ -22,13 +22,17 @@ class Contest:
             self._job("model", "adaptive", "transformers"),
         ]
 
-    def turns(self, num_batches: int, size: int, rounds: int = 1) -> dict[tuple[str, Length], int]:
-        """How many turns each of our jobs had."""
+    def runs(self, num_batches: int, size: int, rounds: int = 1) -> dict[tuple[str, Length], list[int]]:
+        """How many runs each of our jobs had in each of its passes."""
         batches = [tuple(Prompt((i,)) for i in range(size))] * num_batches
         runs = take_turns(self.jobs, batches, rounds)
-        assert all(len(turn) == num_batches for turns in runs for turn in turns)
-        assert len(runs[-1]) == rounds, "a peer has one turn in each round"
-        return {(job.drafter, job.length): len(turns) for job, turns in zip(self.jobs, runs, strict=True) if job.is_own}
+        assert list(runs[-1]) == list(range(rounds)), "a peer takes no part in the halvings"
+        assert list(runs[0]) == list(range(len(runs[0]))), "plain decoding is in every pass"
+        return {
+            (job.drafter, job.length): [len(measured) for measured in passes.values()]
+            for job, passes in zip(self.jobs, runs, strict=True)
+            if job.is_own
+        }
 
     def _job(self, drafter: str, length: Length, system: str = "outrider") -> Job:
         def run(batch: tuple[Prompt, ...]) -> Measured:
@@ -41,8 +45,8 @@ class Contest:
 @pytest.mark.parametrize(("size", "num_turns"), [(4, 2), (16, 4)])
 def test_what_is_claimed_runs_several_times_and_next_to_everybody(size: int, num_turns: int) -> None:
     contest = Contest()
-    num_turns_of = contest.turns(num_batches=2, size=size)
-    assert num_turns_of["none", 0] == num_turns_of["ngram", "adaptive"] == num_turns + 3
+    runs = contest.runs(num_batches=2, size=size)
+    assert runs["none", 0] == runs["ngram", "adaptive"] == [2 * num_turns, 2, 2, 2]
     first = contest.calls[: 3 * num_turns + 17]
     assert len(set(first)) == 20, "everybody, before the batch changes"
     claimed = [call for call in first if call[1] in (0, "adaptive") and call[0] != "transformers"]
@@ -51,9 +55,9 @@ def test_what_is_claimed_runs_several_times_and_next_to_everybody(size: int, num
 
 @pytest.mark.parametrize("drafter", ["ngram", "model"])
 def test_the_faster_half_runs_again_and_the_faster_half_of_those_twice(drafter: str) -> None:
-    num_turns = Contest().turns(num_batches=2, size=1, rounds=2)
-    assert [num_turns[drafter, length] for length in LENGTHS] == [2, 2, 2, 2, 3, 3, 5, 5]
+    runs = Contest().runs(num_batches=2, size=1, rounds=2)
+    assert [len(runs[drafter, length]) for length in LENGTHS] == [2, 2, 2, 2, 3, 3, 5, 5]
 
 
 def test_without_fixed_lengths_there_is_nobody_to_run_again() -> None:
-    assert Contest(lengths=()).turns(num_batches=1, size=1)["none", 0] == 2
+    assert Contest(lengths=()).runs(num_batches=1, size=1)["none", 0] == [2]
