@@ -141,6 +141,8 @@ class ReplicaRouter:
             new_tokens=chosen.new_tokens,
             prefill_rate=chosen.new_tokens / chosen.prefill_s,
             expected_s=chosen.expected_s,
+            promised_tokens=min(seen.confirmed_blocks, (explained.request.prompt_tokens - 1) // self._block_size)
+            * self._block_size,
             session=session,
         )
 

@@ -91,10 +91,16 @@ class FleetState:
         new_tokens: int,
         prefill_rate: float,
         expected_s: float,
+        promised_tokens: int = 0,
         session: BlockHash | None = None,
     ) -> Reservation:
-        """Count the request at `replica`, and foretell that it will hold `hashes` beyond the confirmed ones."""
-        reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock())
+        """Count the request at `replica`, and foretell that it will hold `hashes` beyond the confirmed ones.
+
+        Of `prompt_tokens`, `new_tokens` are expected to be computed; `promised_tokens` are in blocks that the engine
+        itself has confirmed. Only by these is it judged: predictions are the gateways' own, and the engine finds
+        siblings cold that it begins together.
+        """
+        reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock(), promised_tokens)
         self._company.sending(replica)
         totals = self._ledger.add(reservation)
         self._report(
@@ -118,6 +124,7 @@ class FleetState:
         new_tokens: int,
         prefill_rate: float,
         expected_s: float,
+        promised_tokens: int = 0,
         session: BlockHash | None = None,
     ) -> Reservation | None:
         """`reserve`, unless more than `sends` requests were sent to `replica` by now: then None, and nothing changes.
@@ -138,9 +145,10 @@ class FleetState:
                 new_tokens=new_tokens,
                 prefill_rate=prefill_rate,
                 expected_s=expected_s,
+                promised_tokens=promised_tokens,
                 session=session,
             )
-        reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock())
+        reservation = Reservation(replica, prompt_tokens, new_tokens, prefill_rate, self._clock(), promised_tokens)
         self._company.sending(replica)
         totals = self._ledger.add(reservation)
         figures = self._figures(totals)
@@ -179,7 +187,7 @@ class FleetState:
             int((now - reservation.sent_at) * 1000),
             reservation.prompt_tokens - cached_tokens,
             reservation.prefill_rate,
-            reservation.expected_warm_tokens,
+            reservation.promised_tokens,
             cached_tokens,
         )
 

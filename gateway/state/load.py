@@ -15,6 +15,7 @@ class Reservation:
     new_tokens: int  # of the prompt, expected to be computed
     prefill_rate: float  # tokens/s, as assumed when it was sent
     sent_at: float
+    promised_tokens: int = 0  # of the prompt, that its engine had said it holds: what it is held to
     first_token_at: float | None = None
     ended: bool = False
 

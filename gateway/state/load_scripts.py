@@ -83,16 +83,16 @@ return 1
 FIRST_TOKEN = Script(
     _ACCOUNT
     + f"""
--- further: sent_ms_ago, uncached_tokens, prefill_rate, expected_tokens, found_tokens
+-- further: sent_ms_ago, uncached_tokens, prefill_rate, promised_tokens, found_tokens
 local queued = load_of(tail)
 -- Prompts are prefilled in turn: this one's turn began when it came, or when the one before it was done.
 local took = now - math.max(now - tonumber(ARGV[9]), r[FIRST_AT])
-local expected, found = tonumber(ARGV[12]), tonumber(ARGV[13])
+local promised, found = tonumber(ARGV[12]), tonumber(ARGV[13])
 r[FIRST_AT], r[FREE_AT] = now, now + 1000 * queued / tonumber(ARGV[11])
 r[PREFILL_TOKENS] = {_KEEP} * r[PREFILL_TOKENS] + tonumber(ARGV[10])
 r[PREFILL_MS] = {_KEEP} * r[PREFILL_MS] + math.max(took, 0)
-r[EXPECTED] = {_KEEP} * r[EXPECTED] + expected
-r[FOUND] = {_KEEP} * r[FOUND] + math.min(expected, found)
+r[EXPECTED] = {_KEEP} * r[EXPECTED] + promised
+r[FOUND] = {_KEEP} * r[FOUND] + math.min(promised, found)
 write_record(replica, r, tail)
 return 1
 """

@@ -134,6 +134,52 @@ async def test_a_replica_that_keeps_no_promise_loses_trust(
     assert broken["warm_tokens"] < broken["confirmed_tokens"]
 
 
+async def _trust(placer: WarmPlacer, replica: str) -> float:
+    await placer.state.settled()
+    return (await placer.state.look([], [replica], 0)).replicas[replica].trust
+
+
+async def test_siblings_that_are_found_cold_cost_no_trust(placer: WarmPlacer) -> None:
+    """An engine begins those that come together in one step, and none finds what another one will leave."""
+    for i in range(30):
+        seats = []
+        for name in ("a", "b", "c"):
+            entry: dict[str, Any] = {}
+            seats.append(await placer.place(_request(f"{name}{i}", salt=f"burst {i}"), frozenset({"r2"}), entry))
+            await placer.state.settled()
+        assert entry["cached_tokens_expected"] == 40
+        for seat in seats:
+            seat.note(_first(0))
+            seat.leave()
+    assert await _trust(placer, "r1") == 1.0
+    assert placer.counted().warmth["r1"].error == 60 * 40, "the metric tells it all the same"
+
+
+async def test_a_prompt_of_whole_blocks_is_not_promised_its_last(
+    placer: WarmPlacer, config: StateConfig, server: EmbeddedServer
+) -> None:
+    await _publish(placer, config, server, "r1")
+    for i in range(30):
+        request = replace(_request(str(i)), prompt=TokenPrompt(PROMPT[:40]))
+        seat = await placer.place(request, frozenset({"r2"}), {})
+        seat.note(_first(36))
+        seat.leave()
+    assert await _trust(placer, "r1") == 1.0
+
+
+async def test_local_decisions_judge_nobody(placer: WarmPlacer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(30):
+        entry: dict[str, Any] = {}
+        with monkeypatch.context() as patch:
+            patch.setattr(placer._client._breaker, "_closed_until", float("inf"))
+            seat = await placer.place(_request(str(i)), frozenset({"r2"}), entry)
+        seat.note(_first(0))
+        seat.leave()
+        await placer.state.settled()
+    assert (entry["state"], entry["cached_tokens_expected"]) == ("local", 40)
+    assert await _trust(placer, "r1") == 1.0
+
+
 async def test_the_load_moves_with_a_request_that_serve_put_elsewhere(placer: WarmPlacer) -> None:
     entry: dict[str, Any] = {}
     seat = await placer.place(_request(), NOBODY, entry)

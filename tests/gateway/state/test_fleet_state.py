@@ -300,18 +300,46 @@ async def test_rates_are_learned_from_first_tokens_and_ends(
     assert (await seen(other)).decode_rate == pytest.approx(2 * 150 / 2.5, rel=0.01)
 
 
+def serve(state: FleetState, replica: str, *, promised: int, expected: int, found: int) -> None:
+    """A prompt of 2,000 tokens, from decision to end."""
+    one = state.reserve(
+        replica,
+        PROMPT,
+        2000,
+        confirmed_blocks=4 if promised else 0,
+        new_tokens=2000 - expected,
+        prefill_rate=1e4,
+        expected_s=0.1,
+        promised_tokens=promised,
+    )
+    state.first_token(one, cached_tokens=found)
+    state.finish(one, output_tokens=1)
+
+
 async def test_promises_that_are_not_kept_lower_the_trust(gateways: tuple[FleetState, FleetState]) -> None:
     state, _ = gateways
     for _ in range(20):
-        one = state.reserve("r1", PROMPT, 2000, confirmed_blocks=4, new_tokens=1000, prefill_rate=1e4, expected_s=0.1)
-        state.first_token(one, cached_tokens=0)
-        state.finish(one, output_tokens=1)
-        other = state.reserve("r2", PROMPT, 2000, confirmed_blocks=4, new_tokens=1000, prefill_rate=1e4, expected_s=0.1)
-        state.first_token(other, cached_tokens=1200)  # more than was promised does not make up for anything
-        state.finish(other, output_tokens=1)
+        serve(state, "r1", promised=1000, expected=1000, found=0)
+        # More than was promised does not make up for anything.
+        serve(state, "r2", promised=1000, expected=1000, found=1200)
         await state.settled()
     assert (await seen(state, "r1")).trust < 0.1
     assert (await seen(state, "r2")).trust == pytest.approx(1.0)
+
+
+async def test_what_only_gateways_expected_costs_no_trust(gateways: tuple[FleetState, FleetState]) -> None:
+    state, _ = gateways
+    for _ in range(20):
+        serve(state, "r1", promised=0, expected=1000, found=0)
+        await state.settled()
+    assert (await seen(state)).trust == 1.0
+
+
+async def test_trust_settles_at_the_share_of_promises_that_is_kept(gateways: tuple[FleetState, FleetState]) -> None:
+    state, _ = gateways
+    for _ in range(200):  # what is expected falls with the trust; what is promised does not
+        serve(state, "r1", promised=1000, expected=int(1000 * (await seen(state)).trust), found=500)
+    assert (await seen(state)).trust == pytest.approx(0.5, abs=0.02)
 
 
 async def test_an_unregistered_replica_is_unknown_not_idle(client: StateClient, config: StateConfig) -> None:
