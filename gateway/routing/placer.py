@@ -50,7 +50,7 @@ class Placer(Protocol):
         ...
 
     async def explain(self, request: GenerateRequest) -> JsonObject:
-        """What `place` would write. Changes nothing."""
+        """What `place` would write, were it to consider every replica. Changes nothing."""
         ...
 
     def has_other(self, avoid: frozenset[str]) -> bool:

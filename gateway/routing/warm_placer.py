@@ -87,9 +87,7 @@ class WarmPlacer:
         hashes, prompt_tokens, replicas = self._hashes(request), _prompt_tokens(request), self.placements.replicas
         if not replicas:
             return explanation(None, prompt_tokens)
-        considered = replicas[: self._routing.num_sampled]
-        session = _session(request)
-        explained = await self._router.explain(hashes, prompt_tokens, considered, replicas, session=session)
+        explained = await self._router.explain(hashes, prompt_tokens, replicas, replicas, session=_session(request))
         return explanation(explained, prompt_tokens)
 
     def has_other(self, avoid: frozenset[str]) -> bool:

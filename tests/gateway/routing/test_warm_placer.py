@@ -86,6 +86,12 @@ async def test_a_prefix_goes_where_it_is_held(
     seat.leave()
 
 
+async def test_a_dry_run_shows_every_replica(placer: WarmPlacer, placements: Placements) -> None:
+    placements.replicas = tuple(f"r{i}" for i in range(12))
+    entry = await placer.explain(_request())
+    assert {each["replica"] for each in entry["candidates"]} == set(placements.replicas)
+
+
 async def test_load_is_counted_from_place_to_leave(placer: WarmPlacer, placements: Placements) -> None:
     entry: dict[str, Any] = {}
     seat = await placer.place(_request(), NOBODY, entry)
