@@ -76,13 +76,14 @@ class RoutingCollector(Collector):
         local = _counter("local_decisions", "Decisions without the shared state: it did not answer in time")
         unsaid = _counter("state_failures", "Reports to the shared state that did not get through")
         moved = _counter("moved", "Requests that Serve put elsewhere than wished, or that had no wish")
-        share = GaugeMetricFamily(_PREFIX + "fallback_share", "Local decisions over all", labels=_LABELS)
+        text = "Local decisions over all since the start; rate(local_decisions) / rate(decisions) tells of lately"
+        share = GaugeMetricFamily(_PREFIX + "fallback_share", text, labels=_LABELS)
         for model, counts in placed.items():
             labels = [self._ingress, model]
-            local.add_metric(labels, counts.local_looks)
+            local.add_metric(labels, counts.local)
             unsaid.add_metric(labels, counts.failed_reports)
             moved.add_metric(labels, counts.moved)
-            share.add_metric(labels, counts.local_looks / counts.looks if counts.looks else 0.0)
+            share.add_metric(labels, counts.local / counts.decisions if counts.decisions else 0.0)
         yield from (local, unsaid, moved, share)
 
     def _warmth(self, placed: Mapping[str, PlacementCounts]) -> Iterator[Metric]:

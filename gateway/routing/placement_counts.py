@@ -30,20 +30,27 @@ class PlacementCounts:
 
     by_reason: dict[str, int] = field(default_factory=dict)
     moved: int = 0  # requests that Serve could not place as wished
-    looks: int = 0
-    local_looks: int = 0  # of them, without the shared state
+    local: int = 0  # decisions without the shared state
     failed_reports: int = 0
     decision_s: float = 0.0
     decision_buckets: list[int] = field(default_factory=lambda: [0] * (len(DECISION_BUCKETS_S) + 1))
     warmth: dict[str, Warmth] = field(default_factory=dict)
     silent: dict[str, int] = field(default_factory=dict)  # decisions that a replica's engine had not spoken before
 
+    @property
+    def decisions(self) -> int:
+        """Requests that were placed, those with no known replica included."""
+        return sum(self.by_reason.values())
+
     def decided(self, seconds: float, routed: Routed | None) -> None:
         reason = "blind" if routed is None else routed.decision.reason
         self.by_reason[reason] = self.by_reason.get(reason, 0) + 1
         self.decision_s += seconds
         self.decision_buckets[bisect_left(DECISION_BUCKETS_S, seconds)] += 1
-        if routed is None or routed.explained.view.source != "shared":
+        if routed is None:
+            return
+        if routed.explained.view.source != "shared":
+            self.local += 1
             return
         states = routed.explained.view.replicas
         for candidate in routed.explained.candidates:

@@ -47,9 +47,7 @@ class WarmPlacer:
 
     def counted(self) -> PlacementCounts:
         """See Placer.counted."""
-        told = self.state.counts
-        self.counts.looks, self.counts.local_looks = told.looks, told.local_looks
-        self.counts.failed_reports = told.failed_reports
+        self.counts.failed_reports = self.state.counts.failed_reports
         self.counts.keep_only(self.placements.replicas)
         return self.counts
 

@@ -32,7 +32,7 @@ from gateway.state.wire import Argument
 
 @dataclass(slots=True)
 class StateCounts:
-    """How often decisions had the shared state, and how often reports to it failed."""
+    """How often looks had the shared state, those of dry runs and of refused claims too; how often reports failed."""
 
     looks: int = 0
     local_looks: int = 0

@@ -26,7 +26,7 @@ def _samples(**engines: ScriptedEngine) -> dict[str, float]:
 
 
 def test_counters_by_model_reason_and_replica() -> None:
-    counts = PlacementCounts(looks=4, local_looks=1, failed_reports=2, moved=3, silent={"r2": 7})
+    counts = PlacementCounts(by_reason={"warm": 2}, local=1, failed_reports=2, moved=3, silent={"r2": 7})
     counts.decided(0.0004, None)
     counts.decided(0.003, None)
     counts.found("r1", 64, 48)

@@ -278,8 +278,18 @@ async def test_a_state_that_is_away_is_local_and_counted(config: StateConfig, pl
     assert [entry["state"] for entry in entries] == ["local", "local"]
     assert entries[1]["chosen"] == entries[0]["chosen"], "what was sent there is remembered"
     counts = placer.counted()
-    assert (counts.looks, counts.local_looks) == (2, 2)
+    assert (counts.decisions, counts.local) == (2, 2)
     await placer.close()
+
+
+async def test_dry_runs_and_refused_claims_are_no_decisions(
+    placer: WarmPlacer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await asyncio.gather(*(placer.place(_request(str(i)), NOBODY, {}) for i in range(4)))
+    assert placer.state.counts.overtaken > 0
+    monkeypatch.setattr(placer._client._breaker, "_closed_until", float("inf"))
+    await placer.explain(_request())
+    assert (placer.counted().decisions, placer.counted().local) == (4, 0)
 
 
 async def test_a_replica_whose_engine_is_not_heard_is_counted(placer: WarmPlacer) -> None:
