@@ -17,7 +17,7 @@ import ssl
 from collections.abc import Callable
 from typing import Any
 
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from gateway.state.breaker import Breaker
@@ -252,7 +252,8 @@ def _is_unknown_script(error: ResponseError) -> bool:
 def _is_access(error: Exception) -> bool:
     """Whether one of us does not accept the other."""
     first = error.__context__  # redis-py makes ConnectionErrors of what went wrong
-    is_refused = isinstance(error, AuthenticationError) or isinstance(first, AuthenticationError)
+    # Of its own answers, to whom it logs in or which database it selects, redis-py cuts such words off.
+    is_refused = any(isinstance(each, (AuthenticationError, NoPermissionError)) for each in (error, first))
     return is_refused or isinstance(first, ssl.SSLCertVerificationError) or str(error).startswith(_NO_ACCESS)
 
 

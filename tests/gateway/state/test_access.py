@@ -22,7 +22,7 @@ from tests.gateway.redis_proxy import RedisProxy
 ECHO = Script("return ARGV[3]")
 PASSWORD = "STATE_PASSWORD"
 # What configs/replicas.yaml tells operators to grant.
-RIGHTS = ["~outrider:*", "+@read", "+@write", "-@dangerous", "+eval", "+evalsha", "+time", "+ping"]
+RIGHTS = ["~outrider:*", "+@read", "+@write", "-@dangerous", "+eval", "+evalsha", "+time", "+ping", "+select"]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_a_file_without_authorities_is_said(tmp_path: Path) -> None:
 async def test_a_user_with_few_rights_is_enough(tcp: int, owner: Redis, monkeypatch: pytest.MonkeyPatch) -> None:
     owner.execute_command("ACL", "SETUSER", "outrider", "on", ">secret", *RIGHTS)
     monkeypatch.setenv(PASSWORD, "secret")
-    client, config = _client(f"redis://outrider@localhost:{tcp}/0", password_env=PASSWORD), StateConfig()
+    client, config = _client(f"redis://outrider@localhost:{tcp}/2", password_env=PASSWORD), StateConfig()
     state, index, blocks = FleetState(client, config, "gateway"), PrefixIndex(client, config), [root_hash("x")]
     try:
         await client.connect()
@@ -141,6 +141,19 @@ async def test_a_user_with_few_rights_is_enough(tcp: int, owner: Redis, monkeypa
         await index.sweep()
         await state.settled()
         assert (state.counts.failed_reports, client.failures) == (0, 0)
+    finally:
+        await client.close()
+
+
+async def test_a_database_that_is_not_ours_is_a_matter_of_rights(
+    tcp: int, owner: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner.execute_command("ACL", "SETUSER", "outrider", "on", ">secret", *RIGHTS, "-select")
+    monkeypatch.setenv(PASSWORD, "secret")
+    client = _client(f"redis://outrider@localhost:{tcp}/2", password_env=PASSWORD)
+    try:
+        with pytest.raises(StateAccessError, match="'select'"):
+            await client.connect()
     finally:
         await client.close()
 
