@@ -94,6 +94,16 @@ class GatewayConfig(_Config):
         return self
 
     @model_validator(mode="after")
+    def _leases_are_renewed_in_time(self) -> GatewayConfig:
+        longest_s = self.state.replica_lease_s / 3
+        if self.routing.publish_period_s > longest_s:
+            raise ValueError(
+                f"routing.publish_period_s is {self.routing.publish_period_s:g} and may be at most a third of "
+                f"state.replica_lease_s, {longest_s:g}: replicas would lose their lease between two messages"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _auto_chooses_among_models(self) -> GatewayConfig:
         if self.auto is None:
             return self

@@ -37,7 +37,9 @@ class StateConfig(BaseModel):
     predicted_ttl_s: float = Field(
         default=5.0, gt=0, description="life of a prediction beyond the expected first token"
     )
-    max_predicted_ttl_s: float = Field(default=60.0, gt=0)
+    max_predicted_ttl_s: float = Field(
+        default=60.0, gt=0, le=120, description="at most the time that a slot rests before another replica gets it"
+    )
     session_ttl_s: float = Field(default=600.0, gt=0, description="a session keeps its replica for so long after use")
     recent_half_life_s: float = Field(default=120.0, gt=0, description="memory of the work that replicas were given")
     heat_s: float = Field(default=10.0, gt=0, description="memory of how often a prefix was asked for")

@@ -48,6 +48,10 @@ def _file(tmp_path: Path, text: str) -> Path:
         (HEAD + "    - {name: a, engine: {kind: echo, max_model_len: 1}}", "models.0.engine.echo.max_model_len"),
         (HEAD + "    - {name: 'a b', engine: {kind: echo}}", "models.0.name"),
         (HEAD + "    - {name: a, engine: {kind: echo}}\n    - {name: a, engine: {kind: echo}}", "more than once"),
+        (
+            ECHO.replace("  args:", "  args:\n    routing: {publish_period_s: 4}"),
+            "publish_period_s is 4 and may be at most a third",
+        ),
         ("speed: fast\n" + HEAD + "    - {name: a, engine: {kind: echo}}", "speed"),
         ("http_options: {port: 0}\n" + ECHO, "http_options.port"),
         ("http_options: {host: ''}\n" + ECHO, "http_options.host"),

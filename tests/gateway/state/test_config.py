@@ -40,6 +40,7 @@ def test_the_authorities_of_a_server_with_tls() -> None:
         ({"ca_file": "ca.pem"}, "rediss://"),
         ({"url": "redis://host", "ca_file": "ca.pem"}, "rediss://"),
         ({"timeout_s": 0}, "greater than 0"),
+        ({"max_predicted_ttl_s": 121}, "less than or equal to 120"),
         ({"namespace": "a b"}, "pattern"),
         ({"unknown": 1}, "not permitted"),
     ],
