@@ -55,7 +55,9 @@ local function key_of(kind, hashes, i) return ns .. kind .. hashes:sub(16 * i - 
 class Script:
     """Lua that sees `ns` (the prefix of keys) and `now` (ms); its own arguments begin at ARGV[3]."""
 
-    def __init__(self, body: str) -> None:
+    def __init__(self, body: str, *, counts: bool = False) -> None:
+        """`counts`: what it does once it must not do twice."""
+        self.counts = counts
         self.source = PRELUDE + body
         self.sha = hashlib.sha1(self.source.encode(), usedforsecurity=False).hexdigest()
 
@@ -119,9 +121,9 @@ class StateClient:
         """The script's answer, strings as bytes. Raises StateUnavailableError."""
         full = self._full(arguments)
         try:
-            answer = (await self._ask(pack("EVALSHA", script.sha, 0, *full)))[0]
+            answer = (await self._ask(pack("EVALSHA", script.sha, 0, *full), once=script.counts))[0]
         except _UnknownScriptError:  # the first use, or Redis was restarted
-            answer = (await self._ask(pack("EVAL", script.source, 0, *full)))[0]
+            answer = (await self._ask(pack("EVAL", script.source, 0, *full), once=script.counts))[0]
         self._known.add(script.sha)
         self._refuses_writes = False
         return answer
@@ -184,12 +186,12 @@ class StateClient:
         self._aside.add(task)
         task.add_done_callback(over)
 
-    async def _ask(self, commands: bytes, num_answers: int = 1) -> Answers:
-        """The answers to packed commands that are sent together, if they come in time."""
+    async def _ask(self, commands: bytes, num_answers: int = 1, *, once: bool = False) -> Answers:
+        """The answers to packed commands that are sent together, if they come in time; `once`: never sent again."""
         if self._is_closed or not self.available:
             raise StateUnavailableError("the shared state failed a moment ago")
         try:
-            answers = await self._ask_channel(commands, num_answers)
+            answers = await self._ask_channel(commands, num_answers, once)
         except TimeoutError as error:
             raise self._too_slow() from error
         except ResponseError as error:
@@ -201,12 +203,14 @@ class StateClient:
         self._breaker.answered()
         return answers
 
-    async def _ask_channel(self, commands: bytes, num_answers: int) -> Answers:
+    async def _ask_channel(self, commands: bytes, num_answers: int, once: bool) -> Answers:
         if (channel := self._dialler.channel) is not None:
             try:
                 return await self._answer(channel.send(commands, num_answers))
-            except RedisConnectionError:
-                pass  # closed while nobody used it, as far as can be known
+            except RedisConnectionError as error:
+                if once:
+                    raise RedisConnectionError(f"{error}; whether the script ran before that is unknown") from error
+                # Closed while nobody used it, as far as can be known.
         dialling = self._dialler.dial()
         await asyncio.wait({dialling}, timeout=self._timeout_s)
         if not dialling.done():

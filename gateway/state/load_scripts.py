@@ -43,7 +43,8 @@ r[RECENT_AT] = now
 r[FREE_AT] = math.max(r[FREE_AT], now) + 1000 * new_tokens / tonumber(ARGV[11])
 write_record(replica, r, tail)
 return 1
-"""
+""",
+    counts=True,
 )
 
 FORETELL = Script(
@@ -77,7 +78,8 @@ end
 
 if ARGV[8] ~= '' then redis.call('SET', ns .. ':s:' .. ARGV[8], ARGV[3], 'PX', ARGV[9]) end
 return 1
-"""
+""",
+    counts=True,
 )
 
 FIRST_TOKEN = Script(
@@ -95,7 +97,8 @@ r[EXPECTED] = {_KEEP} * r[EXPECTED] + promised
 r[FOUND] = {_KEEP} * r[FOUND] + math.min(promised, found)
 write_record(replica, r, tail)
 return 1
-"""
+""",
+    counts=True,
 )
 
 FINISH = Script(
@@ -111,7 +114,8 @@ if output > 1 and took > 0 then
 end
 write_record(replica, r, tail)
 return 1
-"""
+""",
+    counts=True,
 )
 
 HEARTBEAT = Script(

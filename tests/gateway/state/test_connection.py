@@ -116,6 +116,23 @@ async def test_a_connection_closed_while_idle_is_opened_again_unnoticed(client: 
     assert client.failures == 0
 
 
+@pytest.mark.parametrize("counts", [True, False])
+async def test_what_counts_is_not_sent_again_when_its_answer_is_lost(client: StateClient, counts: bool) -> None:
+    script = Script("return redis.call('INCR', ns .. ':runs')", counts=counts)
+    await client.run(Script("redis.call('SET', ns .. ':runs', 0)"))
+    channel = client._dialler.channel
+    assert channel is not None
+    channel.data_received = lambda data: channel.abort("lost")  # type: ignore[method-assign] # Redis has run it by then
+    await client._dialler._redis.script_load(script.source)
+    if counts:
+        with pytest.raises(StateUnavailableError, match="lost; whether the script ran before that is unknown"):
+            await client.run(script)
+        await asyncio.sleep(0.05)
+        assert await client.run(Script("return redis.call('GET', ns .. ':runs')")) == b"1"
+    else:
+        assert await client.run(script) == 2
+
+
 async def test_what_nobody_waits_for_is_told_all_the_same(client: StateClient) -> None:
     heard: list[bool] = []
     count = Script("return redis.call('INCR', ns .. ':told')")
