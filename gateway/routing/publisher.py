@@ -61,19 +61,26 @@ class BlockPublisher:
         self.num_epochs = 0
 
     async def run(self, kv_use: Callable[[], Awaitable[float]], period_s: float) -> None:
-        """Publish until the engine is dead, which `kv_use` (share of its blocks in use) tells by EngineDeadError."""
+        """Publish until the engine is dead, which `kv_use` (share of its blocks in use) tells by EngineDeadError.
+
+        After any other error it begins again, after a pause that doubles up to a third of the lease.
+        """
+        is_failing, pause_s = False, period_s
         while True:
             try:
                 await self.publish(await kv_use())
-            except StateUnavailableError:
-                pass  # gateways see the lease end; the next message says what this one would have
+                is_failing, pause_s = False, period_s
+            except StateUnavailableError:  # gateways see the lease end; the next message says what this one would have
+                is_failing, pause_s = False, period_s
             except EngineDeadError:
                 await self._forget()
                 return
             except Exception:  # noqa: BLE001 - the task's border: a replica that tells nothing is never warm
-                _log.exception("the prefix cache could not be published; beginning again")
+                if not is_failing:
+                    _log.exception("the prefix cache could not be published; beginning again")
+                is_failing, pause_s = True, max(period_s, min(2 * pause_s, self._renew_s))
                 self._epoch = None
-            await asyncio.sleep(period_s)
+            await asyncio.sleep(pause_s)
 
     async def publish(self, kv_use: float) -> None:
         """Bring the index up to date and keep the lease. Raises StateUnavailableError; a later call goes on."""

@@ -179,6 +179,28 @@ async def test_it_ends_with_the_engine_and_says_so() -> None:
     assert index.forgotten == ["r1"]
 
 
+async def test_an_engine_that_fails_is_asked_ever_less_and_written_about_once_an_outage(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pauses: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+
+    monkeypatch.setattr("gateway.routing.publisher.asyncio.sleep", sleep)
+    rounds: list[float | Exception] = [RuntimeError("no answer")] * 6 + [0.1, ValueError("?"), EngineDeadError("x")]
+
+    async def kv_use() -> float:
+        if isinstance(outcome := rounds.pop(0), Exception):
+            raise outcome
+        return outcome
+
+    index = Index()
+    await _publisher(index, BlockJournal()).run(kv_use, 0.25)
+    assert pauses == [0.5, 1.0, 2.0, 3.0, 3.0, 3.0, 0.25, 0.5]
+    assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [RuntimeError, ValueError]
+
+
 async def test_a_real_index_believes_it(client: StateClient, config: StateConfig, clock: Clock) -> None:
     journal, hashes = BlockJournal(), chain("x", 40)
     publisher = BlockPublisher(PrefixIndex(client, config), "r1", journal, config)
