@@ -76,7 +76,7 @@ class FleetState:
         except StateUnavailableError:
             self.counts.local_looks += 1
             return self._local.look(hashes, replicas, max_holders, self._clock(), session)
-        self._local.remember(view)
+        self._local.remember(view, self._clock())
         if view.num_trips == 1:  # what came earlier is not to be compared with what is known now
             self._company.look(view.replicas.values(), self._clock())
         return view
@@ -222,6 +222,7 @@ class FleetState:
 
     def forget(self, replica: str) -> None:
         """It is gone from the fleet."""
+        self._ledger.forget(replica)
         self._local.forget(replica, self._clock())
         self._company.forget(replica)
 

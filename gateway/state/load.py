@@ -39,14 +39,24 @@ class Totals:
 
 
 class LoadLedger:
-    """Totals per replica, changed by reservations alone."""
+    """Totals per replica, changed by reservations alone; those of a replica that is gone go once all is told."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Totals] = {}
+        self._gone: set[str] = set()
+        self._first_version = 0  # above all that were dropped: a replica may come back while they are known
 
     def totals(self, replica: str) -> Totals:
-        """Zero where nothing was ever sent."""
-        return self._totals.setdefault(replica, Totals())
+        """Zero where nothing was sent."""
+        return self._totals.get(replica) or Totals()
+
+    def forget(self, replica: str) -> None:
+        """It is gone. What is not over there, or not told, is dropped when a later one goes."""
+        busy = {name for name, _ in self.busy()}
+        self._gone = (self._gone | {replica}) & self._totals.keys()
+        for name in self._gone - busy:
+            self._first_version = max(self._first_version, self._totals.pop(name).version)
+        self._gone &= busy
 
     def busy(self) -> Iterator[tuple[str, Totals]]:
         """Replicas where something is in flight, or whose last word may not have arrived."""
@@ -57,7 +67,9 @@ class LoadLedger:
         )
 
     def add(self, reservation: Reservation) -> Totals:
-        totals = self.totals(reservation.replica)
+        first = self._first_version
+        totals = self._totals.setdefault(reservation.replica, Totals(version=first, told=first))
+        self._gone.discard(reservation.replica)
         return self._change(totals, reservation.new_tokens, 1)
 
     def first_token(self, reservation: Reservation, now: float) -> Totals:

@@ -39,14 +39,20 @@ class LocalView:
             if known is None:
                 beliefs[block] = {replica: until}
             else:
-                known[replica] = until
+                known.pop(replica, None)
+                known[replica] = until  # the last one: they end in their order
+                while known[oldest := next(iter(known))] <= now:
+                    del known[oldest]
                 beliefs.move_to_end(block)
         while len(beliefs) > self._max_blocks:
             beliefs.popitem(last=False)
 
-    def remember(self, view: FleetView) -> None:
+    def remember(self, view: FleetView, now: float) -> None:
         """Rates and roles stay useful for a while after the shared state is gone."""
         self._seen.update(view.replicas)
+        for replica, until in self._gone.items():
+            if until > now:  # Redis knows it for longer
+                self._seen.pop(replica, None)
 
     def forget(self, replica: str, now: float) -> None:
         """It is gone."""

@@ -37,3 +37,33 @@ def test_totals_are_the_sums_of_what_is_open(
 
 def test_what_is_expected_warm_is_the_rest_of_the_prompt() -> None:
     assert reservation("a", 30).expected_warm_tokens == 100
+
+
+def test_what_is_gone_is_dropped_once_it_is_over_and_told() -> None:
+    ledger = LoadLedger()
+    for number in range(20):
+        one = reservation(f"r{number}", 10)
+        for totals in (ledger.add(one), ledger.end(one)):
+            totals.arrived(totals.version)
+        ledger.forget(f"r{number}")
+    assert not ledger._totals
+    busy = reservation("busy", 10)
+    ledger.add(busy)
+    ledger.forget("busy")
+    assert ledger.totals("busy").in_flight == 1
+    totals = ledger.end(busy)
+    ledger.forget("another")
+    assert dict(ledger.busy()) == {"busy": totals}, "its end is not told yet"
+    totals.arrived(totals.version)
+    ledger.forget("another")
+    assert not ledger._totals
+    assert not ledger._gone
+
+
+def test_a_replica_that_comes_back_is_spoken_of_in_newer_versions() -> None:
+    ledger, one = LoadLedger(), reservation("a", 10)
+    ledger.add(one)
+    totals = ledger.end(one)
+    totals.arrived(totals.version)
+    ledger.forget("a")
+    assert ledger.add(reservation("a", 10)).version > totals.version

@@ -43,11 +43,25 @@ def test_it_keeps_so_many_blocks() -> None:
     assert depths(local.look(chain("a", 5), [], 8, now=1.0)) == {}
 
 
+def test_what_is_gone_is_not_kept() -> None:
+    local, (block,) = LocalView(LoadLedger()), chain("a", 1)
+    view = FleetView(replicas={name: ReplicaState(name, leased=True, prefill_rate=1.0) for name in ("r1", "r2")})
+    local.remember(view, now=0.0)
+    local.forget("r1", now=0.0)
+    local.remember(view, now=1.0)  # Redis still speaks of it
+    assert set(local._seen) == {"r2"}
+    for number in range(20):
+        local.sent(f"r{number}", [block], now=100.0 * number)
+        local.sent("r0", [block], now=100.0 * number + 1)
+    assert set(local._beliefs[block]) == {"r18", "r19", "r0"}
+    assert depths(local.look([block], [], 8, now=1902.0)) == {"r18": 1, "r19": 1, "r0": 1}
+
+
 def test_its_load_is_its_own_and_rates_are_those_last_seen() -> None:
     ledger = LoadLedger()
     local = LocalView(ledger)
     seen = ReplicaState("r1", leased=True, queued_tokens=9e9, in_flight=99, prefill_rate=123.0, kv_use=0.9)
-    local.remember(FleetView(replicas={"r1": seen}))
+    local.remember(FleetView(replicas={"r1": seen}), now=0.0)
     ledger.add(Reservation("r1", 100, 40, prefill_rate=1.0, sent_at=0.0))
     state = local.look([], ["r1"], 8, now=0.0).replicas["r1"]
     assert (state.queued_tokens, state.in_flight, state.prefill_rate, state.kv_use) == (40.0, 1, 123.0, None)
