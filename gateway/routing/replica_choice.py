@@ -15,10 +15,12 @@ What counts is time to the first token, but not this request's alone. A replica'
 `ahead`     prefill time of the work this replica was given lately beyond what the least busy one was: caches that
             fill at the same speed live equally long, and a hot prefix finds a second home before its first one drowns.
 
-Two bounds set candidates aside while others are left: requests in flight, and recent work, both against the mean of
-the candidates. A session stays where its last request went while that costs little more. Ties are broken by a hash of
-the caller's salt and the replica's name (rendezvous): the hash of the first block that nobody holds sends the same new
-prefix to the same place from every gateway, a random salt is a draw.
+Two bounds set candidates aside while others are left: requests in flight, and recent work, both against the mean of the
+candidates. A replica whose engine fell silent is set aside while another one is within these bounds against the silent
+one's own load: what cannot reach Redis may still serve, and is not idle while the others drown. A session stays where
+its last request went while that costs little more. Ties are broken by a hash of the caller's salt and the replica's
+name (rendezvous): the hash of the first block that nobody holds sends the same new prefix to the same place from every
+gateway, a random salt is a draw.
 
 Close relatives: Preble (arXiv 2407.00023) adds load, eviction and recomputation too; NVIDIA Dynamo and llm-d weigh
 overlap against load. `benchmarks/affinity.py` has the ablations.
@@ -32,7 +34,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-_LAST = ("draining", "silent")
 Reason = Literal["warm", "cold", "load", "fallback", "none"]
 
 
@@ -152,8 +153,8 @@ def _draw(salt: bytes, replica: str) -> bytes:
 
 
 def _least_bad(expectations: Sequence[Expectation]) -> Sequence[Expectation]:
-    """Bounds hold while they leave a choice; a draining or silent replica is taken when there is no other."""
-    return [each for each in expectations if each.set_aside not in _LAST] or expectations
+    """Bounds hold while they leave a choice; a draining replica is taken when there is no other."""
+    return [each for each in expectations if each.set_aside != "draining"] or expectations
 
 
 def _reason(best: Expectation, expectations: Sequence[Expectation]) -> Reason:
@@ -184,10 +185,9 @@ class _Fleet:
         self._queue = _mean([each.queued_tokens for each in candidates], 0.0)
         self._in_flight = _mean([each.in_flight for each in candidates], 0.0)
         self._kv_use = _mean([each.kv_use for each in candidates], 0.0)
-        self._max_in_flight = weights.max_in_flight_ratio * self._in_flight + weights.spare_in_flight
         self._recent = [each.recent_tokens / rate for each, rate in zip(candidates, self._rates, strict=True)] or [0.0]
         self._least_recent_s = min(self._recent)
-        self._max_recent_s = weights.max_recent_ratio * sum(self._recent) / len(self._recent) + weights.spare_recent_s
+        self._mean_recent_s = sum(self._recent) / len(self._recent)
         self._warm = [self._warm_tokens(each) for each in candidates]
         self._worth = _Worth(request, [tokens // request.block_size for tokens in self._warm])
 
@@ -243,15 +243,30 @@ class _Fleet:
     def _set_aside(self, candidate: Candidate, recent_s: float) -> str | None:
         if candidate.draining:
             return "draining"
-        if candidate.silent:
-            return "silent"
         if candidate.kv_use is not None and candidate.kv_use > self._weights.max_kv_use:
             return "kv full"
-        if candidate.in_flight is not None and candidate.in_flight > self._max_in_flight:
+        if beyond := self._beyond(candidate, recent_s, self._in_flight, self._mean_recent_s):
+            return beyond
+        return "silent" if candidate.silent and self._is_spared(candidate, recent_s) else None
+
+    def _beyond(
+        self, candidate: Candidate, recent_s: float, usual_in_flight: float, usual_recent_s: float
+    ) -> str | None:
+        """The bound against a usual load that the candidate is beyond."""
+        weights = self._weights
+        max_in_flight = weights.max_in_flight_ratio * usual_in_flight + weights.spare_in_flight
+        if candidate.in_flight is not None and candidate.in_flight > max_in_flight:
             return "in flight"
-        if recent_s > self._max_recent_s:
-            return "recent work"
-        return None
+        return "recent work" if recent_s > weights.max_recent_ratio * usual_recent_s + weights.spare_recent_s else None
+
+    def _is_spared(self, silent: Candidate, recent_s: float) -> bool:
+        """Whether one that speaks can take the request without having much more to do than the silent one."""
+        in_flight = self._in_flight if silent.in_flight is None else silent.in_flight
+        return any(
+            self._set_aside(other, other_s) is None and self._beyond(other, other_s, in_flight, recent_s) is None
+            for other, other_s in zip(self._candidates, self._recent, strict=True)
+            if not other.silent
+        )
 
 
 class _Worth:

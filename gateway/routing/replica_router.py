@@ -169,5 +169,5 @@ def _candidate(state: ReplicaState, block_size: int, others_speak: bool) -> Cand
         state.kv_use,
         state.trust,
         state.draining,
-        others_speak and not state.leased,
+        others_speak and state.lapsed,
     )

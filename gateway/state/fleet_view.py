@@ -22,6 +22,7 @@ class ReplicaState(NamedTuple):  # of which a look makes many: frozen dataclasse
     kv_use: float | None = None  # share of its KV blocks that running sequences hold
     trust: float = 1.0  # found warm tokens over promised ones, at most 1
     sends: int = 0  # requests ever sent there, by all gateways
+    lapsed: bool = False  # it has spoken, but not lately; neither this nor leased: never, as far as Redis remembers
 
 
 @dataclass(frozen=True, slots=True)

@@ -156,9 +156,9 @@ for _, replica in ipairs(lapsed) do
   retire(replica)
   local r, tail = read_record(replica)  -- what it was sent is under leases of its own, and what was learned stays
   local _, in_flight = load_of(tail)
-  local ends = (in_flight > 0 and now or r[RECENT_AT]) + {DAY_MS}
+  local ends = (in_flight > 0 and now or math.max(r[RECENT_AT], r[UNTIL])) + {DAY_MS}
   if ends > now then
-    r[SLOT], r[UNTIL] = 0, 0
+    r[SLOT] = 0
     write_record(replica, r, tail)
     redis.call('ZADD', ns .. ':replicas', ends, replica)
   else

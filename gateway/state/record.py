@@ -14,7 +14,7 @@ from gateway.state.prefix_match import PrefixMatch
 
 _FIELDS = (
     "slot",  # plus one; zero: not registered
-    "until",  # ms, end of its lease
+    "until",  # ms, end of its lease; past where it fell silent
     "draining",
     "kv_use",
     "reported",  # ms, when it said kv_use
@@ -125,14 +125,15 @@ def read_state(
         draining > 0,
         confirmed,
         predicted,
-        (_left(queued, max(free_at - now, 0), prefill_rate) if queued else 0.0) if slot else None,
-        in_flight if slot else None,
+        (_left(queued, max(free_at - now, 0), prefill_rate) if queued else 0.0) if until else None,
+        in_flight if until else None,
         recent * 2 ** ((recent_at - now) / half_life_ms) if recent else 0.0,
         prefill_rate,
         _rate(decode_tokens, decode_ms),
         kv_use if reported and now - reported <= report_ttl_ms else None,
         (found + _TRUSTED_TOKENS) / (expected + _TRUSTED_TOKENS),
         int(sends),
+        0 < until <= now,
     )
 
 

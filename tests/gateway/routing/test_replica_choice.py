@@ -193,6 +193,7 @@ _candidates = st.lists(
         kv_use=st.none() | st.floats(0, 1),
         trust=st.floats(0, 1),
         draining=st.booleans(),
+        silent=st.booleans(),
     ),
     max_size=8,
     unique_by=lambda each: each.replica,
@@ -239,3 +240,22 @@ def test_a_replica_that_fell_silent_comes_last() -> None:
     assert choose(silent, candidate("busy", queued_tokens=5000.0)).replica == "busy"
     assert choose(silent, candidate("leaves", draining=True)).replica is not None
     assert choose(silent).replica == "silent"
+
+
+@pytest.mark.parametrize(("loaded", "bound"), [("in_flight", 16), ("recent_tokens", 20_000.0)])
+def test_a_silent_replica_serves_before_the_others_drown(loaded: str, bound: float) -> None:
+    def decide(silent_load: float, load: float) -> ReplicaDecision:
+        others = [candidate(f"r{number}", **{loaded: load}, decode_rate=100.0) for number in range(7)]
+        silent = candidate("silent", silent=True, **{loaded: silent_load}, decode_rate=100.0)
+        return choose(silent, *others, weights=dataclasses.replace(PLAIN, balance_weight=0.2))
+
+    calm, drowning = decide(0, bound), decide(0, bound + 1)
+    assert (calm.replica != "silent", calm.expectation("silent").set_aside) == (True, "silent")
+    assert (drowning.replica, drowning.reason) == ("silent", "cold")
+    assert decide(bound, bound + 1).replica != "silent", "it has about as much to do"
+    assert decide(50 * bound, bound + 1).expectation("silent").set_aside in ("in flight", "recent work")
+
+
+def test_a_silent_replica_is_spared_by_none_that_is_set_aside_itself() -> None:
+    silent = candidate("silent", silent=True)
+    assert choose(silent, candidate("full", kv_use=0.99), candidate("leaves", draining=True)).replica == "silent"

@@ -9,7 +9,7 @@ import pytest
 from gateway.routing.replica_choice import choose_replica
 from gateway.routing.replica_router import ReplicaRouter, Routed
 from gateway.state.config import StateConfig
-from gateway.state.connection import StateClient
+from gateway.state.connection import Script, StateClient
 from gateway.state.fleet_state import FleetState
 from gateway.state.prefix_index import PrefixIndex
 from tests.gateway.state.fleet import Clock, chain
@@ -189,3 +189,34 @@ async def test_a_replica_whose_engine_fell_silent_gets_nothing_while_others_spea
     assert chosen == set(REPLICAS[1:])
     clock.now_s += config.replica_lease_s + 1  # nobody speaks: the fleet may have no such engines
     assert (await route(router, "later")).decision.replica is not None
+
+
+async def test_after_redis_came_back_empty_the_first_to_register_is_not_alone(
+    client: StateClient, config: StateConfig, clock: Clock
+) -> None:
+    replicas = [f"r{number}" for number in range(8)]
+    index, state = PrefixIndex(client, config), FleetState(client, config, "g1", clock)
+    router = ReplicaRouter(state, 16, rng=random.Random(0))
+    for replica in replicas:
+        await index.register(replica, "1")
+    await client.run(Script("return redis.call('DEL', unpack(redis.call('KEYS', ns .. ':*')))"))
+    await index.register("r3", "2")
+    held = [await router.route(chain(f"new {number}", 20), 320, replicas) for number in range(160)]
+    chosen = Counter(routed.reservation.replica for routed in held if routed is not None)
+    assert set(chosen) == set(replicas)
+    assert max(chosen.values()) <= 2 * 160 / 8
+    await state.settled()
+
+
+async def test_a_silent_replica_stays_so_when_its_lease_is_swept(
+    router: ReplicaRouter, index: PrefixIndex, clock: Clock, config: StateConfig
+) -> None:
+    for _ in range(4):
+        clock.now_s += config.replica_lease_s - 1
+        for replica in REPLICAS[1:]:
+            await index.apply(replica, "1", 1)
+        await index.sweep()
+    explained = await router.explain(chain("a", 20), 320, REPLICAS, REPLICAS)
+    found = {each.replica: each.set_aside for each in explained.decision.expectations}
+    assert found == {"r0": "silent", "r1": None, "r2": None, "r3": None}
+    assert {each.in_flight for each in explained.candidates} == {0}

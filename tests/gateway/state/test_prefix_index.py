@@ -145,7 +145,7 @@ async def test_a_record_outlives_its_lease_by_a_day_after_its_last_use(
     state.finish(used, 0)
     await state.settled()
     clock.now_s += 3 * config.replica_lease_s
-    assert await records() == {b"used", b"busy", b"never registered"}
+    assert await records() == {b"idle", b"used", b"busy", b"never registered"}
     clock.now_s += 86_400
     send("busy")
     await state.settled()

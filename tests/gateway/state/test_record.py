@@ -49,6 +49,8 @@ async def test_gateways_entries_are_kept_apart_replaced_and_dropped(client: Stat
     assert (later.queued_tokens, later.in_flight) == (10, 2)
     lapsed = read(record, NOW + 1000)
     assert (lapsed.leased, lapsed.confirmed_blocks, lapsed.predicted_blocks) == (False, 0, 0)
+    assert (later.lapsed, lapsed.lapsed) == (False, True)
+    assert lapsed.in_flight == 2  # gateways say so, not its engine
 
 
 def test_without_a_record_or_a_slot_nothing_is_known() -> None:
