@@ -88,7 +88,8 @@ class EmbeddedServer:
             "save": "",
             "appendonly": "no",
             "maxmemory": f"{max_memory_mb}mb",
-            # Every key has a life; what would end soonest goes first.
+            # What grows has a life, and what would end soonest goes first; the few keys that say which replica is
+            # behind which slot have none, and stay.
             "maxmemory-policy": "volatile-ttl",
             # Predictions end by the thousand, and Redis removes them for up to a quarter of each of its rounds: ten
             # rounds a second would be pauses of 25 ms.

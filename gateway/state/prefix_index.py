@@ -48,12 +48,21 @@ class EngineReport:
 _RETIRE = (
     RECORD_LUA
     + """
+local function clear(slot)
+  redis.call('HDEL', ns .. ':slots', slot)
+  redis.call('SETBIT', ns .. ':live', slot, 0)
+  redis.call('SADD', ns .. ':dirty', slot)
+end
 local function retire(replica)
   local slot = redis.call('HGET', ns .. ':e:' .. replica, 'slot')
-  if slot and redis.call('HGET', ns .. ':slots', slot) == replica then
-    redis.call('HDEL', ns .. ':slots', slot)
-    redis.call('SETBIT', ns .. ':live', slot, 0)
-    redis.call('SADD', ns .. ':dirty', slot)
+  if slot then
+    local owner = redis.call('HGET', ns .. ':slots', slot)
+    if not owner or owner == replica then clear(slot) end
+  else  -- never registered, or its epoch ended by itself, which its slot does not
+    local slots = redis.call('HGETALL', ns .. ':slots')
+    for i = 1, #slots, 2 do
+      if slots[i + 1] == replica then clear(slots[i]) end
+    end
   end
   redis.call('DEL', ns .. ':e:' .. replica)
 end
@@ -63,6 +72,10 @@ end
 _REGISTER = Script(
     _RETIRE
     + f"""
+local function is_taken(slot)  -- by somebody, or by claims that are still being removed, or rests
+  return redis.call('HEXISTS', ns .. ':slots', slot) == 1 or redis.call('GETBIT', ns .. ':live', slot) == 1
+    or redis.call('SISMEMBER', ns .. ':dirty', slot) == 1 or redis.call('ZSCORE', ns .. ':free', slot)
+end
 -- ARGV: replica, epoch, lease_ms, slot_rest_ms
 local replica, epoch, ends = ARGV[3], ARGV[4], now + tonumber(ARGV[5])
 retire(replica)
@@ -70,7 +83,7 @@ local slot = redis.call('ZRANGEBYSCORE', ns .. ':free', '-inf', now - tonumber(A
 if slot then
   redis.call('ZREM', ns .. ':free', slot)
 else
-  slot = redis.call('INCR', ns .. ':num_slots') - 1
+  repeat slot = redis.call('INCR', ns .. ':num_slots') - 1 until not is_taken(slot)  -- the count may have been lost
 end
 redis.call('HSET', ns .. ':slots', slot, replica)
 redis.call('SETBIT', ns .. ':live', slot, 1)
@@ -94,6 +107,7 @@ local slot, epoch, last = unpack(redis.call('HMGET', key, 'slot', 'epoch', 'seq'
 if epoch ~= ARGV[4] or redis.call('HGET', ns .. ':slots', slot) ~= ARGV[3] then return 'unknown' end
 local ends = now + tonumber(ARGV[6])
 redis.call('PEXPIRE', key, {DAY_MS})
+redis.call('SETBIT', ns .. ':live', slot, 1)  -- where it was lost
 redis.call('ZADD', ns .. ':replicas', ends, ARGV[3])
 local r, tail = read_record(ARGV[3])
 r[SLOT], r[UNTIL] = slot + 1, ends

@@ -18,6 +18,8 @@ from gateway.state.prefix_index import MAX_BATCH, Applied, EngineReport, PrefixI
 from tests.gateway.state.fleet import Clock, chain
 
 KEYS = Script("return redis.call('KEYS', ns .. ':' .. ARGV[3])")
+DELETE = Script("return redis.call('DEL', ns .. ':' .. ARGV[3])")
+SLOTS = Script("return {redis.call('HLEN', ns .. ':slots'), redis.call('BITCOUNT', ns .. ':live')}")
 
 
 @pytest.fixture
@@ -162,6 +164,52 @@ async def test_slots_are_used_again_after_a_rest(index: PrefixIndex, client: Sta
             pass
         clock.now_s += 200
     assert await client.run(Script("return redis.call('GET', ns .. ':num_slots')")) == b"2"
+
+
+@pytest.mark.parametrize("lost", ["live", "num_slots", "slots", "e:r1", "r"])
+async def test_what_redis_lost_is_said_again(index: PrefixIndex, client: StateClient, lost: str) -> None:
+    """As an engine goes on that is told UNKNOWN, while another one comes up."""
+    prompt = chain("a", 3)
+    await index.register("r1", "1")
+    await index.apply("r1", "1", 1, prompt)
+    assert await client.run(DELETE, lost) == 1
+    await index.register("r2", "1")
+    if await index.apply("r1", "1", 1) is Applied.UNKNOWN:
+        await index.register("r1", "2")
+        await index.apply("r1", "2", 1, prompt)
+    assert await confirmed(client, prompt, "r1", "r2") == {"r1": 3, "r2": 0}
+    assert await index.apply("r2", "1", 1) is Applied.OK
+    assert await client.run(SLOTS) == [2, 2]
+
+
+async def test_a_lost_count_hands_out_no_slot_that_rests(index: PrefixIndex, client: StateClient) -> None:
+    for _ in range(3):  # one is cleared, one is being cleared, one is in use
+        await index.register("r1", "1")
+        await index.apply("r1", "1", 1, chain("a", 600))
+        if not await client.run(KEYS, "free"):
+            await index.sweep()
+            await index.sweep()
+    assert await client.run(DELETE, "num_slots") == 1
+    await index.register("r2", "1")
+    assert await client.run(Script("return redis.call('HGET', ns .. ':slots', 3)")) == b"r2"
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+async def test_a_slot_ends_though_the_engine_has_been_off_for_days(
+    index: PrefixIndex, client: StateClient, clock: Clock, comes_back: bool
+) -> None:
+    """Its epoch and its record have ended by themselves."""
+    await index.register("r1", "1")
+    await index.apply("r1", "1", 1, chain("a", 3))
+    await client.run(DELETE, "e:r1")
+    await client.run(DELETE, "r")
+    clock.now_s += 2 * 86_400
+    if comes_back:
+        await index.register("r1", "2")
+    await index.sweep()
+    assert await client.run(SLOTS) == [int(comes_back)] * 2
+    assert await client.run(KEYS, "b:*") == []
+    assert await client.run(KEYS, "dirty") == []
 
 
 async def test_drained_replicas_say_so_and_forgotten_ones_are_gone(index: PrefixIndex, client: StateClient) -> None:
