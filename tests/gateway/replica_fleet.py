@@ -1,10 +1,11 @@
 """Two gateways, two replicas of a tiny model, a real Redis and the network before it, all as processes."""
 
+import contextlib
 import random
 import string
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -147,3 +148,40 @@ def streams(fleet: ReplicaFleet, pool: ThreadPoolExecutor, count: int, max_token
 def confirmed(fleet: ReplicaFleet, prompt: str) -> int:
     """Tokens of the prompt that some engine says it holds."""
     return max(candidate["confirmed_tokens"] for candidate in fleet.decision(prompt)["candidates"])
+
+
+@contextlib.contextmanager
+def traffic(fleet: ReplicaFleet) -> Iterator[list[str]]:
+    """Requests without a pause; where the knowledge of each decision came from, so far. Each must be answered."""
+    states: list[str] = []
+    failures: list[object] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():  # a connection each, so that both gateways are met
+            try:
+                answer = httpx.post(fleet.url + COMPLETIONS, json=body(random_text(40)), timeout=60)
+            except httpx.HTTPError as error:
+                failures.append(error)
+                continue
+            if answer.status_code == 200:
+                states.append(entry_of(answer.json())["state"])
+            else:
+                failures.append(answer.text)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield states
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert not failures
+
+
+def all_from(states: list[str], state: str, count: int = 12) -> bool:
+    """Whether the last decisions were."""
+    return len(states) >= count and set(states[-count:]) == {state}

@@ -2,23 +2,20 @@
 
 import contextlib
 import re
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import pytest
 from redis import Redis
 
 from tests.gateway.replica_fleet import (
     BLOCK,
-    COMPLETIONS,
     ReplicaFleet,
-    body,
+    all_from,
     confirmed,
-    entry_of,
     random_text,
     streams,
+    traffic,
     until,
 )
 
@@ -28,55 +25,19 @@ LOCAL = "outrider_replica_local_decisions_total{"
 SILENT = "outrider_replica_silent_decisions_total{"
 
 
-@contextlib.contextmanager
-def _traffic(fleet: ReplicaFleet) -> Iterator[list[str]]:
-    """Requests without a pause; where the knowledge of each decision came from, so far. Each must be answered."""
-    states: list[str] = []
-    failures: list[object] = []
-    stop = threading.Event()
-
-    def ask() -> None:
-        while not stop.is_set():  # a connection each, so that both gateways are met
-            try:
-                answer = httpx.post(fleet.url + COMPLETIONS, json=body(random_text(40)), timeout=60)
-            except httpx.HTTPError as error:
-                failures.append(error)
-                continue
-            if answer.status_code == 200:
-                states.append(entry_of(answer.json())["state"])
-            else:
-                failures.append(answer.text)
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield states
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join(60)
-    assert not any(thread.is_alive() for thread in threads)
-    assert not failures
-
-
-def _all(states: list[str], state: str, count: int = 12) -> bool:
-    return len(states) >= count and set(states[-count:]) == {state}
-
-
 def _is_idle(fleet: ReplicaFleet) -> bool:
     """Nothing in flight, as several questions and with them both gateways see it."""
     return all(fleet.in_flight() == [0, 0] for _ in range(6))
 
 
 def _sees_it_and_heals(fleet: ReplicaFleet, states: list[str], fault: contextlib.AbstractContextManager[None]) -> None:
-    until(lambda: _all(states, "shared"), 60)
+    until(lambda: all_from(states, "shared"), 60)
     before = fleet.metric(SHARE)
     with fault:
-        until(lambda: _all(states, "local"))
+        until(lambda: all_from(states, "local"))
         until(lambda: fleet.metric(SHARE) > before)
         worst = fleet.metric(SHARE)
-    until(lambda: _all(states, "shared"))
+    until(lambda: all_from(states, "shared"))
     until(lambda: fleet.metric(SHARE) < worst)
 
 
@@ -103,7 +64,7 @@ def _full(fleet: ReplicaFleet) -> Iterator[None]:
 
 
 def test_redis_becomes_too_slow(fleet: ReplicaFleet) -> None:
-    with _traffic(fleet) as states:
+    with traffic(fleet) as states:
         _sees_it_and_heals(fleet, states, _slow(fleet))
     until(lambda: _is_idle(fleet))
 
@@ -112,7 +73,7 @@ def test_redis_is_full(fleet: ReplicaFleet) -> None:
     prefix = random_text(20 * BLOCK)
     fleet.complete(prefix)
     until(lambda: confirmed(fleet, prefix) >= 20 * BLOCK)
-    with _traffic(fleet) as states:
+    with traffic(fleet) as states:
         _sees_it_and_heals(fleet, states, _full(fleet))
     until(lambda: _is_idle(fleet))
     # What engines could not say meanwhile they have said by now.
@@ -127,8 +88,8 @@ def test_one_gateway_of_two_does_not_reach_redis(fleet: ReplicaFleet) -> None:
     now = dict(before)  # as last seen: scrapes may miss the one that waits for Redis at each decision
     lonely, other = before
     (name,) = re.findall(r'ingress="([^"]+)"', lonely)
-    with _traffic(fleet) as states, ThreadPoolExecutor(4) as pool:
-        until(lambda: _all(states, "shared"))
+    with traffic(fleet) as states, ThreadPoolExecutor(4) as pool:
+        until(lambda: all_from(states, "shared"))
         begun = streams(fleet, pool, 4, 200)
         fleet.network.cut_off = frozenset({fleet.pid_of(name, "ingress")})
         try:
@@ -139,7 +100,7 @@ def test_one_gateway_of_two_does_not_reach_redis(fleet: ReplicaFleet) -> None:
         finally:
             fleet.network.cut_off = frozenset()
         assert now[lonely] - before[lonely] > now[other] - before[other]
-        until(lambda: _all(states, "shared"))
+        until(lambda: all_from(states, "shared"))
     until(lambda: _is_idle(fleet))
 
 
@@ -153,7 +114,7 @@ def test_an_engine_does_not_reach_redis(fleet: ReplicaFleet) -> None:
         }
         return found[name]
 
-    with _traffic(fleet):
+    with traffic(fleet):
         fleet.network.cut_off = frozenset({fleet.pid_of(name)})
         try:
             until(lambda: set_aside() == "silent")

@@ -16,11 +16,13 @@ from tests.gateway.replica_fleet import (
     BLOCK,
     COMPLETIONS,
     ReplicaFleet,
+    all_from,
     body,
     confirmed,
     entry_of,
     random_text,
     streams,
+    traffic,
     until,
 )
 from tests.gateway.serve_process import alive
@@ -75,17 +77,19 @@ def test_a_dry_run_from_the_command_line_computes_nothing(fleet: ReplicaFleet) -
 def test_redis_killed_and_restarted_empty(fleet: ReplicaFleet) -> None:
     prefix = random_text(20 * BLOCK)
     home = entry_of(fleet.complete(prefix))["chosen"]
-    os.kill(fleet.redis.pid, signal.SIGKILL)
-    fleet.redis.stop()
-    began_s = time.monotonic()
-    entries = [entry_of(fleet.complete(prefix + random_text(4))) for _ in range(6)]
-    assert time.monotonic() - began_s < 20
-    assert {entry["state"] for entry in entries} == {"local"}
-    assert fleet.metric("outrider_replica_fallback_share") > 0
-    fleet.start_redis()
-    until(lambda: fleet.decision(prefix)["state"] == "shared", 10)
-    # Nobody told the engines: they notice, and say again what they hold.
-    until(lambda: confirmed(fleet, prefix) >= 20 * BLOCK, 15)
+    with traffic(fleet) as states:
+        until(lambda: all_from(states, "shared"))
+        os.kill(fleet.redis.pid, signal.SIGKILL)
+        fleet.redis.stop()
+        began_s = time.monotonic()
+        entries = [entry_of(fleet.complete(prefix + random_text(4))) for _ in range(6)]
+        assert time.monotonic() - began_s < 20
+        assert {entry["state"] for entry in entries} == {"local"}
+        assert fleet.metric("outrider_replica_fallback_share") > 0
+        fleet.start_redis()
+        until(lambda: all_from(states, "shared"), 10)
+        # Nobody told the engines: they notice, and say again what they hold.
+        until(lambda: confirmed(fleet, prefix) >= 20 * BLOCK, 15)
     until(lambda: len(fleet.decision(prefix)["candidates"]) == 2, 10)
     again = entry_of(fleet.complete(prefix + random_text(4)))
     assert again["reason"] == "warm"
