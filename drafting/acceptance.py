@@ -9,7 +9,9 @@ A drafter's belief in a token is any monotone score. Two tables say what it is w
 Both are counts that fade over pseudo-counts of a prior, so that what is no longer tried is slowly forgotten. A sequence
 is off them by an *offset* in log-odds, one for each table: a random effect around zero that wanders, followed by a
 Kalman filter on the logistic likelihood (West, Harrison, Migon, JASA 1985). So a new sequence starts at the drafter's
-rates, departs from them within some ten verdicts, and drifts back while nothing is heard of it.
+rates, departs from them within some ten verdicts, and drifts back while nothing is heard of it. Sequences of one kind
+of text differ little, and lengths bought by noise are lost; but a text may change its kind. So the filter is slow until
+surprises to one side add up, and then doubts all it knew (monitoring and intervention: West, JRSS B 1986).
 """
 
 from __future__ import annotations
@@ -33,8 +35,11 @@ _NODE_DISTANCE = 1.2
 _NUM_NODES = 11
 _MAX_BELIEF = 1 / (1 + math.exp(-_MAX_LOG_ODDS))
 
-_OFFSET_VARIANCE = 2.0
+_OFFSET_VARIANCE = 0.5
 _OFFSET_DRIFT = 1 / 50  # per verdict, back to zero
+_CHANGED_VARIANCE = 2.0  # of a text that is no longer what it was
+_SURPRISE_FADE = 0.8  # per verdict
+_MAX_SURPRISE = 2.5  # standard deviations
 _MAX_OFFSET = 4.0
 _MAX_OFFSET_STEP = 1.5  # the likelihood is curved: a long run of surprises moves the mode by less than it seems
 
@@ -137,23 +142,32 @@ def _numbers(values: object, length: int) -> list[float]:
 class _Offset:
     """How far a sequence's log-odds are off the drafter's."""
 
-    __slots__ = ("_mean", "_variance", "odds_factor")
+    __slots__ = ("_mean", "_surprise", "_variance", "odds_factor")
 
     def __init__(self) -> None:
         self._mean = 0.0
         self._variance = _OFFSET_VARIANCE
+        self._surprise = 0.0
         self.odds_factor = 1.0
 
     def update(self, num_accepted: int, rates: list[float]) -> None:
         """Learn from one verdict, where `rates` were expected at the positions that are known."""
         expected = sum(rates)
         information = expected - sum(map(mul, rates, rates))  # of a token: rate * (1 - rate)
+        if information > 0:
+            self._watch((num_accepted - expected) / math.sqrt(information * (1 + information * self._variance)))
         self._variance /= 1 + self._variance * information
         step = self._variance * (num_accepted - expected)
         mean = self._mean + min(max(step, -_MAX_OFFSET_STEP), _MAX_OFFSET_STEP)
         self._mean = min(max(mean, -_MAX_OFFSET), _MAX_OFFSET) * (1 - _OFFSET_DRIFT)
         self._variance += 2 * _OFFSET_DRIFT * (_OFFSET_VARIANCE - self._variance)
         self.odds_factor = math.exp(self._mean)
+
+    def _watch(self, surprise: float) -> None:
+        """Add a surprise, in standard deviations, to a fading sum; while nothing changes, its own is 1 as well."""
+        self._surprise = _SURPRISE_FADE * self._surprise + math.sqrt(1 - _SURPRISE_FADE**2) * surprise
+        if abs(self._surprise) > _MAX_SURPRISE:
+            self._surprise, self._variance = 0.0, max(self._variance, _CHANGED_VARIANCE)
 
 
 class Acceptance:

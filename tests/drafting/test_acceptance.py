@@ -75,6 +75,18 @@ def test_a_sequence_whose_text_changes_is_followed_within_15_verdicts(before: fl
         assert abs(mean - after) < 0.4 * abs(before - after)
 
 
+def test_a_sequence_like_all_others_is_not_told_from_them() -> None:
+    errors = []
+    for seed in range(6):
+        acceptance = Acceptance()
+        _serve(acceptance, 0.6, 600)
+        rng = random.Random(seed)
+        for _ in range(200):
+            _judge(acceptance, 0, [0.5] * 4, [0.6] * 4, rng)
+            errors.append(acceptance.rates(0, [0.5])[0] - acceptance.rates(-1, [0.5])[0])
+    assert (sum(error**2 for error in errors) / len(errors)) ** 0.5 < 0.085
+
+
 def test_a_new_sequence_starts_at_the_drafters_rates() -> None:
     acceptance = Acceptance()
     _serve(acceptance, 0.3, 400)
