@@ -50,6 +50,7 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 FAIL_FAST = Field(fail_fast=True)
 TokenIds = Annotated[tuple[TokenId, ...], FAIL_FAST]
 Count = Annotated[int, Field(lt=2**31)]
+TokenLimit = Annotated[int, Field(ge=1, lt=2**31)]
 ModelName = Annotated[str, AfterValidator(_model_name)]
 Stop = Annotated[str, AfterValidator(_not_empty)]
 Refused = Annotated[JsonValue, only()]
@@ -114,7 +115,7 @@ class _GenerationRequest(_Model):
     model: ModelName
     frequency_penalty: float | None = None
     logit_bias: dict[TokenId, float] | None = None
-    max_tokens: Count | None = None
+    max_tokens: TokenLimit | None = None
     n: int | None = Field(default=None, ge=1)
     presence_penalty: float | None = None
     seed: int | None = None
@@ -215,7 +216,7 @@ class ChatCompletionRequest(_GenerationRequest):
     messages: tuple[Message, ...] = Field(min_length=1, fail_fast=True)
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    max_completion_tokens: Count | None = None
+    max_completion_tokens: TokenLimit | None = None
     metadata: dict[str, str] | None = Field(default=None, max_length=16, description="returned and logged")
     safety_identifier: str | None = Field(default=None, max_length=512, description="the newer name of `user`")
     service_tier: Literal["auto", "default"] | None = None
@@ -255,8 +256,7 @@ class ChatCompletionRequest(_GenerationRequest):
         return (self.top_logprobs or 0) if self.logprobs else None
 
     def renamed(self) -> Mapping[str, str]:
-        newer = {} if self.max_completion_tokens is None else {"max_tokens": "max_completion_tokens"}
-        return {"logprobs": "top_logprobs"} | newer
+        return {"logprobs": "top_logprobs"}
 
 
 class CompletionRequest(_GenerationRequest):

@@ -13,6 +13,7 @@ import pytest
 from engines.errors import EngineDeadError
 from engines.types import EngineStats, ModelCard
 from gateway.auto.artifact_folder import ArtifactFolder
+from router_models.errors import DataError
 from router_models.logs import read_log
 from tests.gateway.auto_world import (
     EASY,
@@ -341,6 +342,20 @@ async def test_a_dial_without_auto_or_out_of_range_is_refused_by_name(quality: f
         answer = await http.post("/v1/chat/completions", json=chat(model=WEAK, quality=quality))
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+async def test_a_limit_below_one_token_is_refused_by_name_and_not_decided(
+    field: str, router: Path, tmp_path: Path
+) -> None:
+    async with _gateway(auto_fields(router), request_log={"folder": str(tmp_path)}) as http:
+        body = chat(model="auto", **({"max_tokens": None} | {field: -5}))
+        answer = await http.post("/v1/chat/completions", json=body)
+        page = (await http.get("/metrics")).text
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, field)
+    assert "outrider_auto_choices_total{" not in page
+    with pytest.raises(DataError, match="neither"):
+        read_log(tmp_path)
 
 
 async def test_text_completions_are_chosen_for_too_and_token_ids_are_not(router: Path) -> None:
