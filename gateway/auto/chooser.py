@@ -129,14 +129,13 @@ class AutoChooser:
         try:
             return decide(self._config.policy, candidates, situation, draw)
         except PolicyError as error:
-            reason = error.message
-        # Where the request fits nobody's context window, the widest model is left to say so itself.
-        widest = max((c.max_context for c in candidates if c.is_up and c.max_context is not None), default=None)
-        unlimited = [replace(c, max_context=None) if c.max_context == widest else c for c in candidates]
-        try:
-            return decide(self._config.policy, unlimited, situation, draw)
-        except PolicyError as error:
-            raise ModelNotReadyError(AUTO, f"{reason}.") from error
+            refusal = error
+        # Where the request fits nobody's context window, the widest model that is allowed is left to say so itself.
+        for window in sorted({c.max_context for c in candidates if c.max_context is not None}, reverse=True):
+            widened = [replace(c, max_context=None) if c.max_context == window else c for c in candidates]
+            with contextlib.suppress(PolicyError):
+                return decide(self._config.policy, widened, situation, draw)
+        raise ModelNotReadyError(AUTO, f"{refusal.message}.") from refusal
 
     async def _score(self, active: Active | None, prompt: Prompt) -> Score | None:
         """None where no router is loaded, it is too slow, or it fails: no request fails with it."""

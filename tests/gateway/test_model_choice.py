@@ -179,6 +179,16 @@ async def test_a_request_goes_where_it_fits(router: Path) -> None:
     assert "512" in answer.json()["error"]["message"]
 
 
+async def test_too_long_for_all_above_a_floor_is_not_to_be_tried_again(router: Path) -> None:
+    large, small = _Engine(card=_card(512)), _Engine(card=_card(64))
+    async with _gateway(auto_fields(router, {"floors": {"bank": STRONG}}), large, small) as http:
+        for size, window in ((100, 64), (600, 64)):
+            body = chat(model="auto", cache_salt="bank", messages=[{"role": "user", "content": "x" * size}])
+            answer = await http.post("/v1/chat/completions", json=body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "context_length_exceeded")
+            assert f"is {window} tokens" in answer.json()["error"]["message"]
+
+
 async def test_a_full_fleet_steps_down_for_tenants_that_agreed(router: Path) -> None:
     strong = _Engine(num_waiting=99, card=_card())
     auto = auto_fields(router, {"step_down_tenants": ["patient"]}, **_FAST)
