@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ from router_models.errors import ArtifactError, CorruptArtifactError, EmbeddingE
 from router_models.expert import Bounded, Expert, Linear, Mix
 from router_models.features import FEATURE_VERSION
 from router_models.novelty import Novelty
+from router_models.prompt import Prompt
 from router_models.router import Router, TextWeights
 from router_models.structure import FEATURE_NAMES
 from router_models.trees import Forest
@@ -36,6 +38,11 @@ FORMAT_VERSION = 2
 DEFAULT = Path(__file__).parent / "default"
 _MANIFEST, _ARRAYS = "artifact.json", "arrays.npz"
 _MAX_ARRAY_BYTES = 1 << 30
+# What reading, decompressing or multiplying arrays raises where they are not what the manifest says.
+_STRANGE = (
+    *(ArithmeticError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -129,11 +136,11 @@ def save(router: Router, origin: Origin, folder: Path) -> Manifest:
 
 
 def load(folder: Path) -> Artifact:
-    """Read an artifact, checksums first.
+    """Read an artifact, checksums first, and try it: they say that nothing was altered, not that it is a router.
 
-    Raises CorruptArtifactError where a file is missing or altered, FeatureVersionError where it was trained on features
-    that this version does not compute, EmbeddingError where it reads an embedding that is not installed, ArtifactError
-    where its format is of another version.
+    Raises CorruptArtifactError where a file is missing or altered, or the whole cannot be asked, FeatureVersionError
+    where it was trained on features that this version does not compute, EmbeddingError where it reads an embedding that
+    is not installed, ArtifactError where its format is of another version.
     """
     manifest = _read_manifest(folder / _MANIFEST)
     if (manifest.feature_version, manifest.feature_names) != (FEATURE_VERSION, FEATURE_NAMES):
@@ -146,9 +153,23 @@ def load(folder: Path) -> Artifact:
         raise CorruptArtifactError(f"{folder / _ARRAYS} does not match its checksum")
     embedding = None if manifest.embedding is None else _embedding(manifest.embedding, folder)
     try:
-        return Artifact(_router(manifest, _unpack(data), embedding), manifest)
-    except (KeyError, ValueError, IndexError, zipfile.BadZipFile) as error:
+        router = _router(manifest, _unpack(data), embedding)
+        _try(router)
+    except _STRANGE as error:
         raise CorruptArtifactError(f"{folder / _ARRAYS}: {error}") from error
+    return Artifact(router, manifest)
+
+
+def _try(router: Router) -> None:
+    """Ask every expert about one prompt. Raises ValueError or whatever its arrays make numpy raise."""
+    choices = router.stand_ins()
+    if not choices:
+        raise ValueError("no source knows two models, so there is nothing to choose between")
+    features = router.extract([Prompt.from_text("Which model answers this?")])
+    for models in choices:
+        found = router.predict(features, [models])
+        if not all(np.isfinite(part).all() for part in (found.prob_right, found.need, found.novelty)):
+            raise ValueError("a prediction is not a number")
 
 
 def resolve(name: str) -> Path:
@@ -325,4 +346,8 @@ def _unpack(data: bytes) -> dict[str, NDArray[Any]]:
         if sum(info.file_size for info in archive.infolist()) > _MAX_ARRAY_BYTES:
             raise ValueError("the arrays are larger than any router")
     with np.load(io.BytesIO(data), allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+        arrays = {name: found[name] for name in found.files}
+    for name, array in arrays.items():
+        if array.dtype.kind == "f" and np.isnan(array).any():
+            raise ValueError(f"{name} has entries that are not numbers")
+    return arrays

@@ -1,5 +1,10 @@
+import hashlib
+import io
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,16 +77,48 @@ def test_arrays_that_do_not_fit_the_manifest_are_corrupt(folder: Path) -> None:
         load(folder)
 
 
-def test_nothing_is_unpickled(folder: Path) -> None:
-    import hashlib
-    import io
-
+def _store(folder: Path, arrays: dict[str, Any]) -> None:
+    """Arrays in place of the artifact's own, with the checksums that they should have."""
     buffer = io.BytesIO()
-    np.savez(buffer, allow_pickle=True, bomb=np.array([{"a": 1}], dtype=object))
+    np.savez(buffer, allow_pickle=True, **arrays)
     (folder / "arrays.npz").write_bytes(buffer.getvalue())
     _rewrite(folder, arrays_sha256=hashlib.sha256(buffer.getvalue()).hexdigest())
+
+
+def test_nothing_is_unpickled(folder: Path) -> None:
+    _store(folder, {"bomb": np.array([{"a": 1}], dtype=object)})
     with pytest.raises(CorruptArtifactError, match="pickle"):
         load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("text.scale", lambda array: np.concatenate([array, array])),
+        ("text.scale", lambda array: np.array(["x"] * len(array))),
+        ("text.bias", lambda array: array[None, None]),
+        ("0.sketch.value", lambda array: np.full_like(array, np.nan)),
+        ("0.sketch.feature", lambda array: np.full_like(array, 255)),
+        ("0.transfer.weights", lambda array: np.concatenate([array, array])),
+        ("0.embedding.weights", lambda _: np.zeros((3, 1))),
+    ],
+)
+def test_what_cannot_be_asked_is_corrupt_though_its_checksums_are_right(
+    folder: Path, name: str, change: Callable[[Any], Any]
+) -> None:
+    with np.load(folder / "arrays.npz") as found:
+        arrays = dict(found)
+    _store(folder, arrays | {name: change(arrays.get(name))})
+    with pytest.raises(CorruptArtifactError, match=r"arrays\.npz"):
+        load(folder)
+
+
+def test_a_router_that_knows_one_model_chooses_between_none(trained: Trained, tmp_path: Path) -> None:
+    (layer,) = trained.router.layers
+    layer = tuple(replace(expert, abilities={"weak": expert.abilities["weak"]}) for expert in layer)
+    save(replace(trained.router, layers=(layer,)), _ORIGIN, tmp_path / "router")
+    with pytest.raises(CorruptArtifactError, match="nothing to choose between"):
+        load(tmp_path / "router")
 
 
 def test_an_artifact_is_replaced_whole_and_nothing_else_is(trained: Trained, folder: Path, tmp_path: Path) -> None:
