@@ -144,9 +144,10 @@ def _pack(path: Path) -> None:
         packed = _renamed(path, _PACKED)
         part = packed.with_suffix(".part")
         try:
+            part.touch(0o600)
+            part.chmod(0o600)  # one that was left behind, too
             with path.open("rb") as source, gzip.open(part, "wb") as target:
                 shutil.copyfileobj(source, target)
-            part.chmod(0o600)
             part.replace(packed)
         except OSError:
             part.unlink(missing_ok=True)

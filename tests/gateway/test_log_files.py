@@ -4,6 +4,7 @@ import errno
 import gzip
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -57,6 +58,20 @@ def test_a_file_is_its_owners_alone(tmp_path: Path) -> None:
     assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600]
     files.close()
     assert [path.stat().st_mode & 0o777 for path in tmp_path.iterdir()] == [0o600]
+
+
+def test_a_file_is_its_owners_alone_while_it_is_compressed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+
+    def copy(source: BinaryIO, target: BinaryIO) -> None:
+        found.extend(path.stat().st_mode & 0o777 for path in tmp_path.iterdir())
+        target.write(source.read())
+
+    monkeypatch.setattr("gateway.log_files.shutil.copyfileobj", copy)
+    files, _ = _files(tmp_path)
+    files.append(b"a\n")
+    files.close()
+    assert found == [0o600, 0o600]
 
 
 def test_an_old_file_is_closed_even_if_it_is_small(tmp_path: Path) -> None:
