@@ -50,5 +50,7 @@ class FleetHealth:
                 self._waiting[name] = (await model.engine.stats()).num_waiting
         except (EngineError, TimeoutError) as error:
             self._troubles[name] = getattr(error, "message", "") or f"no answer within {self._timeout_s:g} seconds"
+        except Exception as error:  # noqa: BLE001  # a bug of one engine must not end the watch over all of them
+            self._troubles[name] = f"it could not be asked: {error!r}"
         else:
             self._troubles.pop(name, None)

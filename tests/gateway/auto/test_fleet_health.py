@@ -3,9 +3,12 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
+
 from engines.errors import EngineDeadError
 from engines.types import EngineStats
 from gateway.auto.fleet_health import FleetHealth
+from gateway.errors import InternalError
 from gateway.fleet import Fleet
 from tests.gateway.auto_world import until
 from tests.gateway.fakes import ScriptedEngine, config
@@ -22,6 +25,18 @@ class _Busy(ScriptedEngine):
     async def stats(self) -> EngineStats:
         await asyncio.sleep(self.delay_s)
         return replace(await super().stats(), num_waiting=self.num_waiting)
+
+
+class _Broken(ScriptedEngine):
+    """Its health check raises what no engine should."""
+
+    def __init__(self, error: Exception | None) -> None:
+        super().__init__()
+        self.error = error
+
+    async def check_health(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 async def _health(engine: ScriptedEngine, limit: int = 3) -> FleetHealth:
@@ -60,6 +75,17 @@ async def test_no_answer_is_trouble() -> None:
     health = await _health(_Busy(delay_s=10.0))
     await health.ask_once()
     assert health.trouble("a") == "no answer within 0.05 seconds"
+
+
+@pytest.mark.parametrize("error", [InternalError(), RuntimeError("of another loop")])
+async def test_a_bug_of_one_engine_is_its_trouble_and_does_not_end_the_watch(error: Exception) -> None:
+    health = await _health(engine := _Broken(error))
+    task = asyncio.create_task(health.run())
+    await until(lambda: "could not be asked" in (health.trouble("a") or ""))
+    engine.error = None
+    await until(lambda: health.trouble("a") is None)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_it_keeps_asking() -> None:
