@@ -72,8 +72,10 @@ def replay(log: Log, policy: PolicyConfig, confidence: float = 0.9) -> Replay:
     """Decide every automatic choice of the log again. Raises DataError where there is none, or the goal needs more."""
     if isinstance(policy.goal, BoundGoal):
         raise DataError("a goal of kind bound needs prompts with both models' results; a log has one result for each")
-    records = sorted((r for r in log.requests.values() if r.decision is not None), key=lambda record: record.time)
-    rows, num_left_out = _rows(log, records, policy)
+    decided = [
+        (record, log.results.get(key, {})) for key, record in log.requests.items() if record.decision is not None
+    ]
+    rows, num_left_out = _rows(sorted(decided, key=lambda pair: pair[0].time), policy)
     if not rows:
         raise DataError("the log has no automatic choice that this policy can be asked about")
     judged = [row for row in rows if row.result is not None]
@@ -91,11 +93,11 @@ def replay(log: Log, policy: PolicyConfig, confidence: float = 0.9) -> Replay:
     )
 
 
-def _rows(log: Log, records: Iterable[RequestRecord], policy: PolicyConfig) -> tuple[list[Row], int]:
-    """In the order of time; those that no model is allowed for are counted."""
+def _rows(decided: Iterable[tuple[RequestRecord, Mapping[str, float]]], policy: PolicyConfig) -> tuple[list[Row], int]:
+    """Of records with their results by model, in the order given; those that no model is allowed for are counted."""
     quantile = OnlineQuantile(policy.goal.strong_share) if isinstance(policy.goal, ShareGoal) else None
     rows, num_left_out = [], 0
-    for record in records:
+    for record, results in decided:
         logged = record.decision
         assert logged is not None
         candidates = _candidates(logged)
@@ -110,7 +112,7 @@ def _rows(log: Log, records: Iterable[RequestRecord], policy: PolicyConfig) -> t
                 logged.score if decision.gap is None else decision.gap, decision.preferred == candidates[-1].model
             )
         served = record.use is not None and record.use.model == logged.choice
-        result = log.results.get(record.request_id, {}).get(logged.choice) if served else None
+        result = results.get(logged.choice) if served else None
         rows.append(Row(logged, decision, result))
     return rows, num_left_out
 

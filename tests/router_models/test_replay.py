@@ -1,13 +1,15 @@
 """Recorded choices made again: against the truth of a simulated world."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from router_models.errors import DataError
-from router_models.logs import Log
+from router_models.logs import Log, read_log
 from router_models.policy import Candidate, Situation, decide
 from router_models.policy_config import PolicyConfig
-from router_models.records import LoggedCandidate, LoggedDecision, LoggedUse, RequestRecord
+from router_models.records import LoggedCandidate, LoggedDecision, LoggedUse, OutcomeRecord, RequestRecord
 from router_models.replay import replay
 
 _COSTS = {"weak": 0.001, "strong": 0.01}
@@ -113,6 +115,21 @@ def test_what_was_down_stays_down_and_is_left_out_where_nothing_else_is_allowed(
     requests = log.requests | {"0": record.model_copy(update={"decision": decision})}
     found = replay(Log(requests, log.results), _policy(10.0, exploration=0.0, floor="strong"))
     assert (found.num_rows, found.num_left_out) == (19, 1)
+
+
+def test_outcomes_of_tenants_who_chose_the_same_ids_count(tmp_path: Path) -> None:
+    log = _log(_policy(0.02), 40)
+    lines = []
+    for number, (request_id, record) in enumerate(log.requests.items()):
+        shared, tenant = str(number // 2), "ab"[number % 2]
+        lines.append(record.model_copy(update={"request_id": shared, "tenant": tenant}).model_dump_json())
+        (score,) = log.results[request_id].values()
+        outcome = OutcomeRecord(request_id=shared, time=number, label="feedback", score=score, tenant=tenant)
+        lines.append(outcome.model_dump_json())
+    (tmp_path / "log.jsonl").write_text("\n".join(lines))
+    found = replay(read_log(tmp_path), _policy(0.02))
+    assert (found.num_rows, found.num_outcomes) == (40, 40)
+    assert found.logged_quality == replay(log, _policy(0.02)).logged_quality
 
 
 def test_what_cannot_be_replayed_is_an_error() -> None:
