@@ -76,9 +76,13 @@ class RouterWatch:
         try:
             pointer = await asyncio.to_thread(folder.pointer)
         except RouterError as error:
-            self._failed("current", error)
+            self._failed("current", error.message)
             pointer = None
-        if pointer is None or (self.active is not None and self.active.router.version == pointer.version):
+        if pointer is None:
+            self._retry_at_s = now_s + _RETRY_S
+            return
+        if self.active is not None and self.active.router.version == pointer.version:
+            self._error = None
             return
         found = await self._load(str(folder.place(pointer.version)))
         if found is None:
@@ -101,15 +105,19 @@ class RouterWatch:
 
         try:
             router = await asyncio.to_thread(lambda: load_router(resolve(name).expanduser(), self._config))
+            threshold = threshold_of(self._config.policy.goal, router)
         except RouterError as error:
-            self._failed(name, error)
+            self._failed(name, error.message)
+            return None
+        except Exception as error:  # noqa: BLE001  # its numbers are data, and no data may end the watch
+            self._failed(name, f"{name} cannot be used: {error!r}")
             return None
         if router.is_stand_in:
             self._log.warning("typical models stand in", artifact=router.version, reason="the candidates are unknown")
         self._log.info("router loaded", artifact=router.version, abilities=router.known)
-        return Active(router, threshold_of(self._config.policy.goal, router))
+        return Active(router, threshold)
 
-    def _failed(self, name: str, error: RouterError) -> None:
-        self._error = error.message
+    def _failed(self, name: str, reason: str) -> None:
+        self._error = reason
         self._metrics.load_failures_inc()
-        self._log.error("router not loaded", name=name, error=error.message)
+        self._log.error("router not loaded", name=name, error=reason)

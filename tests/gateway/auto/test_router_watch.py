@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from gateway.auto.artifact_folder import ArtifactFolder
@@ -10,6 +11,7 @@ from gateway.auto.router_watch import RouterWatch
 from gateway.auto_config import AutoConfig
 from gateway.log import make_logger
 from gateway.router_metrics import RouterMetrics
+from router_models.errors import ArtifactError
 from tests.gateway.auto_world import auto_config, damaged, until, version_of
 
 
@@ -75,6 +77,61 @@ async def test_a_damaged_router_leaves_the_old_one_serving(router: Path, other_r
     await found.watch.look()
     assert found.version == promoted.version
     assert found.watch.status()["error"] is None
+
+
+async def test_going_back_to_what_serves_ends_the_complaint(router: Path, other_router: Path, tmp_path: Path) -> None:
+    folder = ArtifactFolder(tmp_path)
+    folder.promote(router)
+    found = _Watched(auto_config(router, artifact_folder=str(tmp_path)))
+    await found.watch.start()
+    (folder.place(folder.promote(other_router).version) / "arrays.npz").unlink()
+    await found.watch.look()
+    assert found.watch.status()["error"] is not None
+    folder.rollback()
+    await found.watch.look()
+    assert (found.version, found.watch.status()["error"]) == (version_of(router), None)
+
+
+async def test_a_pointer_that_could_not_be_read_is_read_again(
+    router: Path, other_router: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = ArtifactFolder(tmp_path)
+    found = _Watched(auto_config(router, artifact_folder=str(tmp_path)))
+    await found.watch.start()
+    promoted = folder.promote(other_router)
+    monkeypatch.setattr(ArtifactFolder, "pointer", _unreadable)
+    monkeypatch.setattr("gateway.auto.router_watch._RETRY_S", 0.0)
+    await found.watch.look()
+    assert (found.version, found.failures) == (version_of(router), 1)
+    monkeypatch.undo()
+    await found.watch.look()
+    assert found.version == promoted.version
+
+
+def _unreadable(folder: ArtifactFolder) -> None:
+    raise ArtifactError(f"{folder.folder}: Input/output error")
+
+
+async def test_whatever_a_router_does_when_it_is_loaded_the_watch_goes_on(
+    router: Path, other_router: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _Watched(auto_config(router, artifact_folder=str(tmp_path), watch_period_s=0.01))
+    await found.watch.start()
+    task = asyncio.create_task(found.watch.run())
+
+    def breaks(folder: Path, config: AutoConfig) -> None:
+        raise IndexError("index 255 is out of bounds")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("gateway.auto.router_watch.load_router", breaks)
+        ArtifactFolder(tmp_path).promote(other_router)
+        await until(lambda: found.failures == 1)
+    assert "index 255" in str(found.watch.status()["error"])
+    ArtifactFolder(tmp_path).promote(router)
+    promoted = ArtifactFolder(tmp_path).promote(other_router)
+    await until(lambda: found.version == promoted.version)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_a_damaged_promotion_falls_back_to_the_configured_router_at_the_start(
