@@ -80,7 +80,6 @@ class RecordMaker:
         score = shadow.router.score_again(choice.prompt, choice.score.features)
         if not isinstance(self._config.auto.policy.goal, BoundGoal):
             score = score.adapted(shadow.drift.share)
-        shadow.drift.observe(score.novelty)
         candidates = tuple(
             replace(candidate, prob_right=prob_right)
             for candidate, prob_right in zip(choice.candidates, score.prob_right, strict=True)
@@ -89,9 +88,7 @@ class RecordMaker:
             choice.situation, need=score.need, threshold=shadow.threshold.value(), abstains=score.abstains
         )
         decision = decide(self._config.auto.policy, candidates, situation, draw=0.0)
-        shadow.threshold.observe(
-            score.need if decision.gap is None else decision.gap, decision.model == self._config.auto.strongest.model
-        )
+        shadow.observe(score, situation, decision)
         self._metrics.shadow_inc(decision.model == choice.decision.preferred)
         return replace(
             choice,

@@ -34,6 +34,9 @@ class Candidate:
     num_tokens: int | None = None
 
 
+USUAL_QUALITY = 0.5  # the dial of a request that leaves the choice to the operator
+
+
 @dataclass(frozen=True, slots=True)
 class Situation:
     """What is decided about. `quality` is the request's dial: 0 cheapest, 1 best, 0.5 as the operator set it.
@@ -47,7 +50,7 @@ class Situation:
 
     num_tokens: int
     tenant: str = ""
-    quality: float = 0.5
+    quality: float = USUAL_QUALITY
     need: float | None = None
     threshold: float | None = None
     abstains: bool = False

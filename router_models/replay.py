@@ -17,7 +17,7 @@ from router_models.errors import DataError, PolicyError
 from router_models.logs import Log
 from router_models.off_policy import Array, Estimate, Logged, doubly_robust, ips, predict_results
 from router_models.online_quantile import OnlineQuantile
-from router_models.policy import Candidate, Decision, Situation, decide
+from router_models.policy import USUAL_QUALITY, Candidate, Decision, Situation, decide
 from router_models.policy_config import BoundGoal, PolicyConfig, ShareGoal
 from router_models.records import LoggedDecision, RequestRecord
 
@@ -107,7 +107,7 @@ def _rows(decided: Iterable[tuple[RequestRecord, Mapping[str, float]]], policy: 
         except PolicyError:
             num_left_out += 1
             continue
-        if quantile is not None and logged.score is not None and logged.quality == 0.5:
+        if quantile is not None and logged.score is not None and logged.quality == USUAL_QUALITY:
             quantile.observe(
                 logged.score if decision.gap is None else decision.gap, decision.preferred == candidates[-1].model
             )

@@ -27,14 +27,13 @@ from gateway.openai import ChatCompletionRequest
 from gateway.router_metrics import RouterMetrics
 from gateway.tenant import tenant_of
 from router_models.errors import PolicyError
-from router_models.policy import Candidate, Decision, Situation, decide
+from router_models.policy import USUAL_QUALITY, Candidate, Decision, Situation, decide
 from router_models.policy_config import BoundGoal
 from router_models.prompt import Prompt
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
-_USUAL_QUALITY = 0.5
 # Beyond this, waiting would end in a timeout for everybody; so some are not scored, and the rest in time.
 _MAX_SCORING = 16
 
@@ -82,12 +81,7 @@ class AutoChooser:
         active = self._watch.active
         choice = await self._decide(request, active, self._draw())
         if active is not None and choice.score is not None:
-            active.drift.observe(choice.score.novelty)
-        if active is not None and choice.score is not None and choice.situation.quality == _USUAL_QUALITY:
-            # A caller with a dial of his own has asked for another share than the promised one.
-            strongest = self._config.strongest.model
-            gap = choice.score.need if choice.decision.gap is None else choice.decision.gap
-            active.threshold.observe(gap, choice.decision.model == strongest)
+            active.observe(choice.score, choice.situation, choice.decision)
         if choice.turn is not None:
             # What was explored is not what the conversation goes on with.
             kept = Conversation(choice.decision.preferred, choice.decision.turns_below)
@@ -197,7 +191,7 @@ def _situation(
     return Situation(
         num_tokens=usual_tokens(prompt),
         tenant=tenant_of(request),
-        quality=_USUAL_QUALITY if request.quality is None else request.quality,
+        quality=USUAL_QUALITY if request.quality is None else request.quality,
         need=None if score is None else score.need,
         # Without a score every request is one that the router does not trust itself with, whatever was promised.
         threshold=0.0 if active is None or score is None else active.threshold.value(),

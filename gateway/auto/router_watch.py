@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.auto.artifact_folder import ArtifactFolder, Stamp
-from gateway.auto.live_router import LiveRouter, load_router
+from gateway.auto.live_router import LiveRouter, Score, load_router
 from gateway.auto.threshold import Threshold, threshold_of
 from gateway.auto_config import AutoConfig
 from gateway.receipts import JsonObject
 from gateway.router_metrics import RouterMetrics
 from router_models.drift import Drift
 from router_models.errors import RouterError
+from router_models.policy import USUAL_QUALITY, Decision, Situation
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
@@ -25,14 +26,23 @@ _RETRY_S = 10.0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Active:
-    """A router, its threshold, and how unlike its training the traffic is by its measure.
+    """A router, its threshold, the strongest model, and how unlike its training the traffic is by its measure.
 
     A request that holds one is decided by one router, whatever is promoted meanwhile.
     """
 
     router: LiveRouter
     threshold: Threshold
+    strongest: str
     drift: Drift = field(default_factory=Drift)
+
+    def observe(self, score: Score, situation: Situation, decision: Decision) -> None:
+        """Count a decision made by this router."""
+        self.drift.observe(score.novelty)
+        if situation.quality == USUAL_QUALITY:
+            # A caller with a dial of his own has asked for another share than the promised one.
+            gap = score.need if decision.gap is None else decision.gap
+            self.threshold.observe(gap, decision.model == self.strongest)
 
 
 class RouterWatch:
@@ -115,7 +125,7 @@ class RouterWatch:
         if router.is_stand_in:
             self._log.warning("typical models stand in", artifact=router.version, reason="the candidates are unknown")
         self._log.info("router loaded", artifact=router.version, abilities=router.known)
-        return Active(router, threshold)
+        return Active(router, threshold, self._config.strongest.model)
 
     def _failed(self, name: str, reason: str) -> None:
         self._error = reason

@@ -273,6 +273,18 @@ async def test_a_shadow_decides_in_the_log_alone(router: Path, other_router: Pat
     assert all(live != shadow for live, shadow in scores)
 
 
+async def test_a_shadow_keeps_the_promise_that_it_would_have_to_keep(router: Path, tmp_path: Path) -> None:
+    """Callers with a dial of their own count no more for it than for the router that serves."""
+    auto = auto_fields(router, {"goal": {"kind": "share", "strong_share": 0.5}}, shadow=str(router))
+    async with _gateway(auto, request_log={"folder": str(tmp_path)}) as http:
+        for i in range(60):
+            await _ask(http, question(HARD, i), quality=1.0)
+            await _ask(http, question(HARD if i % 2 else EASY, 100 + i))
+    records = [record for record in read_log(tmp_path).requests.values() if record.decision and record.shadow]
+    assert len(records) == 120
+    assert all(r.shadow.choice == r.decision.choice for r in records if r.shadow and r.decision)
+
+
 async def test_swaps_and_rollbacks_under_load_lose_no_request(router: Path, other_router: Path, tmp_path: Path) -> None:
     folder = ArtifactFolder(tmp_path / "artifacts")
     auto = auto_fields(router, artifact_folder=str(tmp_path / "artifacts"), **_FAST)

@@ -51,7 +51,7 @@ class _Watch:
 
     def __init__(self, threshold: Threshold | None) -> None:
         router = cast(LiveRouter, _SaysWhatItReads())
-        self.active = None if threshold is None else Active(router, threshold)
+        self.active = None if threshold is None else Active(router, threshold, STRONG)
 
 
 @contextlib.asynccontextmanager
