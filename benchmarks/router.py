@@ -15,7 +15,8 @@ FOLDER has `prompts.parquet` and `outcomes.parquet`. Nothing is measured on a pr
 - latency: one decision, features included.
 
 `--parts` names those to run; with `--out`, parts that the
-file has of the same data stay in it. All take about half an hour on one core, most of it training six routers.
+file has of the same data and features stay in it. All take about half an hour on one core, most of it training six
+routers. With `--embedding`, routers read the sentence embedding as well, and the prompts take ten minutes more.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from benchmarks.router_world import (
 )
 from router_models import artifact
 from router_models.data import Group, data_hash, read_tables
+from router_models.embedding import SentenceEmbedding
 from router_models.evaluate import Evaluation, evaluate
 from router_models.features import extract
 from router_models.held_out import evaluate_pair
@@ -62,12 +64,15 @@ def main(
     data: Annotated[Path, typer.Option(help="folder with prompts.parquet and outcomes.parquet")],
     parts: Annotated[str | None, typer.Option(help="which figures, separated by commas; all if not given")] = None,
     out: Annotated[Path | None, typer.Option(help="file to write after each part, and to keep other parts of")] = None,
+    embedding: Annotated[bool, typer.Option("--embedding", help="routers read a sentence embedding too")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one line of JSON at the end")] = False,
 ) -> None:
     """Measure, tell the figures as they come, and print them all at the end."""
     groups = tuple(read_tables(data))
-    world = World(groups, tuple(extract(group.prompts) for group in groups))
-    found = _earlier(out, data_hash(groups))
+    reader = SentenceEmbedding.load() if embedding else None
+    world = World(groups, tuple(extract(group.prompts, reader) for group in groups))
+    about = {"data_hash": data_hash(groups)} | ({"embedding": reader.checksum} if reader else {})
+    found = _earlier(out, about)
     for part in parts.split(",") if parts else STEPS:
         start = time.process_time()
         found[part] = {"environment": describe(), "figures": STEPS[part](world)}
@@ -79,10 +84,10 @@ def main(
         typer.echo(json.dumps(found))
 
 
-def _earlier(out: Path | None, digest: str) -> dict[str, Any]:
-    """The document so far; an empty one if it was measured on other data."""
-    document = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.exists() else {}
-    return document if document.get("data_hash") == digest else {"data_hash": digest}
+def _earlier(out: Path | None, about: dict[str, str]) -> dict[str, Any]:
+    """The document so far; one without parts if it was measured on other data or features."""
+    document: dict[str, Any] = json.loads(out.read_text(encoding="utf-8")) if out is not None and out.exists() else {}
+    return document if {key: value for key, value in document.items() if key not in STEPS} == about else about
 
 
 def _known(world: World) -> list[dict[str, Any]]:

@@ -11,10 +11,11 @@ from benchmarks.router_acceptance import _NEXT_TOKENS, _PROMPT_TOKENS, _windows
 from benchmarks.router_domains import Domain
 from benchmarks.router_world import World, ece_floor, subset_folds, without_twins
 from router_models.data import Group
+from router_models.embedding import SentenceEmbedding
 from router_models.features import extract
 from router_models.prompt import Prompt
 from router_models.router import Predictions
-from tests.router_models.tables import world, write_tables
+from tests.router_models.tables import Topics, world, write_tables
 
 
 def _group(source: str, *texts: str) -> Group:
@@ -79,4 +80,20 @@ def test_parts_are_kept_as_long_as_the_data_is_the_same(tmp_path: Path, monkeypa
     assert [document[part]["figures"] for part in ("one", "two")] == [1, 1]
     other = write_tables(tmp_path / "other", world(20, seed=2))
     CliRunner().invoke(app, ["--data", str(other), "--parts", "two", "--out", str(out)])
+    assert "one" not in json.loads(out.read_text())
+
+
+def test_with_an_embedding_everything_is_measured_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = typer.Typer()
+    app.command()(router.main)
+    monkeypatch.setattr(router, "STEPS", {"one": lambda w: w.features[0].embedding is not None})
+    monkeypatch.setattr(SentenceEmbedding, "load", Topics)
+    out, data = tmp_path / "found.json", write_tables(tmp_path / "data", world(20, seed=1))
+    for arguments in ([], ["--embedding"]):
+        result = CliRunner().invoke(app, ["--data", str(data), "--out", str(out), *arguments])
+        assert result.exit_code == 0, result.output
+        document = json.loads(out.read_text())
+        assert document["one"]["figures"] == ("embedding" in document) == bool(arguments)
+    monkeypatch.setattr(router, "STEPS", {"one": lambda _: 0, "two": lambda _: 2})
+    CliRunner().invoke(app, ["--data", str(data), "--parts", "two", "--out", str(out)])
     assert "one" not in json.loads(out.read_text())

@@ -5,6 +5,7 @@ Ordering its prompts by topic, which is all there is to know, gives an exact APG
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from router_models.data import Group, group_of
+from router_models.embedding import DIMENSION, SentenceEmbedding
 from router_models.prompt import Prompt
 
 # Words of a topic and how hard it is: the strong model fails only the hardest, the weak one all but the easiest.
@@ -22,6 +24,20 @@ TOPICS = {
     "topology": ("manifold homology sheaf functor fibration compact cover limit", 3.0),
 }
 ABILITIES = {"acme/Strong-1_5": 2.0, "weak": -1.0, "middle": 0.5, "tiny": -2.0}
+
+
+class Topics(SentenceEmbedding):
+    """Knows of a text which topic's words it has."""
+
+    def __init__(self, checksum: str = "1" * 64) -> None:
+        self.checksum = checksum
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        found = np.zeros((len(texts), DIMENSION), np.float32)
+        for row, text in enumerate(texts):
+            for column, (words, _) in enumerate(TOPICS.values()):
+                found[row, column] = any(word in text for word in words.split())
+        return found
 
 
 def world(

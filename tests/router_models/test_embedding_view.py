@@ -1,6 +1,5 @@
 """An expert that reads sentence embeddings, and the artifact that needs them."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +9,14 @@ from router_models.artifact import Origin, load, save
 from router_models.embedding import DIMENSION, SentenceEmbedding
 from router_models.errors import EmbeddingError
 from router_models.train import Trained, train
-from tests.router_models.tables import TOPICS, world
+from tests.router_models.tables import Topics, world
 
 _PAIR = ["acme/Strong-1_5", "weak"]
 
 
-class _Topics(SentenceEmbedding):
-    """Knows of a text which topic's words it has."""
-
-    def __init__(self, checksum: str = "1" * 64) -> None:
-        self.checksum = checksum
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        found = np.zeros((len(texts), DIMENSION), np.float32)
-        for row, text in enumerate(texts):
-            for column, (words, _) in enumerate(TOPICS.values()):
-                found[row, column] = any(word in text for word in words.split())
-        return found
-
-
 @pytest.fixture(scope="module")
 def reading() -> Trained:
-    return train([world(400, seed=1)], embedding=_Topics())
+    return train([world(400, seed=1)], embedding=Topics())
 
 
 @pytest.fixture
@@ -50,7 +35,7 @@ def test_what_an_embedding_knows_is_believed(reading: Trained) -> None:
 def test_the_artifact_says_what_it_reads_and_reads_it_again(
     reading: Trained, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(SentenceEmbedding, "load", _Topics)
+    monkeypatch.setattr(SentenceEmbedding, "load", Topics)
     found, prompts = load(folder), world(20, seed=9).prompts
     assert found.manifest.embedding is not None
     assert found.manifest.embedding.model_dump() == {
@@ -63,7 +48,7 @@ def test_the_artifact_says_what_it_reads_and_reads_it_again(
 
 
 def test_it_is_refused_where_the_embedding_is_another_or_missing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SentenceEmbedding, "load", lambda: _Topics("2" * 64))
+    monkeypatch.setattr(SentenceEmbedding, "load", lambda: Topics("2" * 64))
     with pytest.raises(EmbeddingError, match="with checksum 111111111111; installed is all-MiniLM-L6-v2 with 2222"):
         load(folder)
     monkeypatch.undo()
