@@ -5,7 +5,7 @@
 FOLDER has `prompts.parquet` and `outcomes.parquet`; requests are its prompts, arriving as a Poisson process. The
 engines behind are never asked: what is measured is `ModelChooser.choose`, from a parsed request to a model, with the
 request log on (its thread shares the interpreter), and beside it how late the event loop wakes up, which is what all
-other streams of the process feel.
+other streams of the process feel. Decisions that the router was too slow for are made without it: `unscored_share`.
 """
 
 from __future__ import annotations
@@ -59,6 +59,14 @@ class Quantiles:
         return cls(*map(float, np.quantile(seconds, [0.5, 0.9, 0.99, 1.0])))
 
 
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One decision: seconds from when its request was due, so that a late start counts as well."""
+
+    taken_s: float
+    is_scored: bool
+
+
 def main(
     data: Annotated[Path, typer.Option(help="folder with prompts.parquet and outcomes.parquet")],
     rate: Annotated[float, typer.Option(min=1.0, help="requests per second")] = 100.0,
@@ -76,7 +84,8 @@ def main(
         "artifact": artifact.load(artifact.resolve(router)).manifest.version,
         "rate": rate,
         "requests": num_requests,
-        "decision": asdict(Quantiles.of(decisions[_WARM_UP:])),
+        "decision": asdict(Quantiles.of([decision.taken_s for decision in decisions[_WARM_UP:]])),
+        "unscored_share": float(np.mean([not decision.is_scored for decision in decisions[_WARM_UP:]])),
         "event_loop_lag": asdict(Quantiles.of(lags)),
     }
     _console.print(found)
@@ -127,8 +136,8 @@ async def _chooser(config: GatewayConfig, metrics: Metrics) -> AsyncIterator[Mod
 
 async def _measure(
     config: GatewayConfig, prompts: Sequence[str], rate: float, seed: int
-) -> tuple[list[float], list[float]]:
-    """Seconds of every decision, in order of arrival, and by how much a sleep of a millisecond was late."""
+) -> tuple[list[Timed], list[float]]:
+    """Every decision, in order of arrival, and by how much a sleep of a millisecond was late."""
     gaps = np.random.default_rng(seed).exponential(1 / rate, len(prompts))
     metrics = Metrics("benchmark")
     lags: list[float] = []
@@ -145,15 +154,16 @@ async def _measure(
     return decisions, lags
 
 
-async def _decide(chooser: ModelChooser, metrics: Metrics, text: str, number: int, due_s: float) -> float:
-    """Seconds from when the request was due, so that a late start counts as well."""
+async def _decide(chooser: ModelChooser, metrics: Metrics, text: str, number: int, due_s: float) -> Timed:
     messages = ({"role": "user", "content": text},)
     request = ChatCompletionRequest.model_validate({"model": "auto", "messages": messages, "max_tokens": 256})
     trace = Trace(metrics, make_logger("error"), str(number))
     await chooser.choose(request, trace)
     taken_s = time.perf_counter() - due_s
     trace.finish(200)
-    return taken_s
+    section = trace.receipt.body()["model"]
+    assert isinstance(section, dict)
+    return Timed(taken_s, section["novelty"] is not None)
 
 
 async def _watch(lags: list[float]) -> None:
