@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,12 @@ from router_models.prompt import Prompt
 
 Rows = NDArray[np.intp]
 
+_Types = Mapping[str, pa.DataType]
+_TEXT = pa.string()
+_DROPPED = {"contaminated": pa.bool_()}
+
+# Fewer labelled prompts are neither learnt from nor judged by.
+MIN_LABELS = 30
 # Some tasks' metrics leave the range by a little, a translation score below 0 for example; those are clipped.
 _SLACK = 0.05
 
@@ -76,12 +84,17 @@ def read_tables(folder: Path) -> list[Group]:
     """Groups of a folder with `prompts.parquet` and `outcomes.parquet`, joined on `prompt_id`.
 
     prompts: prompt_id, source, prompt, and where there are such subset and contaminated (left out). outcomes:
-    prompt_id, model, score in [0, 1]. Raises DataError where a file or column is missing or a score is out of range.
+    prompt_id, model, score in [0, 1], null or NaN where there is none. Raises DataError where a file or column is
+    missing or of another type, an id or a prompt's score by a model is there twice, or a score is out of range.
     """
-    prompts = _columns(folder / "prompts.parquet", ("prompt_id", "source", "prompt"), ("subset", "contaminated"))
-    outcomes = _columns(folder / "outcomes.parquet", ("prompt_id", "model", "score"), ())
+    path = folder / "prompts.parquet"
+    prompts = _columns(path, dict.fromkeys(("prompt_id", "source", "prompt"), _TEXT), {"subset": _TEXT, **_DROPPED})
+    scores = folder / "outcomes.parquet"
+    outcomes = _columns(scores, {"prompt_id": _TEXT, "model": _TEXT, "score": pa.float64()}, {})
+    if twice := _repeated(prompts["prompt_id"]):
+        raise DataError(f"{path}: prompt_id {twice} is there twice")
     keep = [i for i, is_dropped in enumerate(prompts["contaminated"]) if not is_dropped]
-    results = _by_prompt(outcomes)
+    results = _by_prompt(scores, outcomes)
     groups = [
         group_of(
             source,
@@ -137,18 +150,28 @@ def _group_hash(group: Group) -> str:
     return digest.hexdigest()
 
 
-def _columns(path: Path, needed: tuple[str, ...], optional: tuple[str, ...]) -> dict[str, list[Any]]:
+def _columns(path: Path, needed: _Types, optional: _Types) -> dict[str, list[Any]]:
+    """Columns as these types; all null where an optional one is missing."""
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
+        missing = [name for name in needed if name not in table.column_names]
+        if missing:
+            raise DataError(f"{path}: no column {', '.join(missing)}")
+        types = {**needed, **{name: kind for name, kind in optional.items() if name in table.column_names}}
+        columns = {name: table.column(name).cast(kind) for name, kind in types.items()}
+        found = {name: column.to_pylist() for name, column in columns.items()}
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         raise DataError(f"{path}: {error}") from error
-    missing = [name for name in needed if name not in table.column_names]
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(missing)}")
-    found = {name: table.column(name).to_pylist() for name in needed}
-    for name in optional:
-        found[name] = table.column(name).to_pylist() if name in table.column_names else [None] * table.num_rows
-    return found
+    for name in needed:
+        if needed[name] == _TEXT and columns[name].null_count:
+            raise DataError(f"{path}: row {found[name].index(None)} has no {name}")
+    return {name: [None] * table.num_rows for name in optional} | found
+
+
+def _repeated(ids: Sequence[str]) -> str | None:
+    """An id that is there twice, if there is one."""
+    counts = Counter(ids)
+    return next((found for found, count in counts.most_common(1) if count > 1), None)
 
 
 def _split(sources: Sequence[Any], rows: Iterable[int]) -> dict[str, list[int]]:
@@ -158,9 +181,12 @@ def _split(sources: Sequence[Any], rows: Iterable[int]) -> dict[str, list[int]]:
     return found
 
 
-def _by_prompt(outcomes: dict[str, list[Any]]) -> dict[str, dict[str, float]]:
+def _by_prompt(path: Path, outcomes: dict[str, list[Any]]) -> dict[str, dict[str, float]]:
     found: dict[str, dict[str, float]] = {}
     for prompt_id, model, score in zip(outcomes["prompt_id"], outcomes["model"], outcomes["score"], strict=True):
-        if score is not None:
-            found.setdefault(prompt_id, {})[model] = float(score)
+        if score is None or isnan(score):
+            continue
+        if model in found.setdefault(prompt_id, {}):
+            raise DataError(f"{path}: two scores of {model} for prompt_id {prompt_id}")
+        found[prompt_id][model] = score
     return found

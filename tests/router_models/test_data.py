@@ -55,6 +55,50 @@ def test_missing_files_and_columns_are_named(tmp_path: Path) -> None:
         read_tables(tmp_path)
 
 
+def _with(folder: Path, file: str, **columns: pa.Array) -> Path:
+    """Tables of ten prompts with some columns replaced."""
+    table = pq.read_table(write_tables(folder, world(10)) / file)
+    for name, column in columns.items():
+        table = table.set_column(table.column_names.index(name), name, column)
+    pq.write_table(table, folder / file)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "values", "words"),
+    [
+        ("prompts.parquet", "prompt", ["why?"] * 9 + [None], "row 9 has no prompt"),
+        ("prompts.parquet", "prompt_id", [None] * 10, "row 0 has no prompt_id"),
+        ("prompts.parquet", "prompt_id", ["a"] * 10, "prompt_id a is there twice"),
+        ("outcomes.parquet", "model", [None] + ["weak"] * 39, "row 0 has no model"),
+        ("outcomes.parquet", "model", ["weak"] * 40, "two scores of weak for prompt_id world-0-0"),
+        ("outcomes.parquet", "score", ["right"] * 40, "right"),
+        ("outcomes.parquet", "score", [[1.0]] * 40, "list"),
+    ],
+)
+def test_what_is_no_table_of_results_is_named(
+    file: str, column: str, values: list[object], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match=words):
+        read_tables(_with(tmp_path, file, **{column: pa.array(values)}))
+
+
+def test_a_score_that_is_no_number_is_unknown(tmp_path: Path) -> None:
+    models = ["acme/Strong-1_5", "middle", "tiny", "weak"]
+    scores = pa.array([1.0, np.nan, None, 0.0] * 10, from_pandas=False)
+    folder = _with(tmp_path, "outcomes.parquet", score=scores, model=pa.array(models * 10))
+    assert read_tables(folder)[0].models == ("acme/Strong-1_5", "weak")
+
+
+def test_ids_and_prompts_may_be_numbers(tmp_path: Path) -> None:
+    numbers = pa.array(range(10))
+    _with(tmp_path, "prompts.parquet", prompt_id=numbers, prompt=numbers)
+    outcomes = pa.table({"prompt_id": numbers, "model": ["weak"] * 10, "score": [True] * 10})
+    pq.write_table(outcomes, tmp_path / "outcomes.parquet")
+    group = read_tables(tmp_path)[0]
+    assert (group.ids[3], group.prompts[3].text, group.of("weak")[3]) == ("3", "3", 1.0)
+
+
 def test_the_hash_sees_every_result() -> None:
     before, group = data_hash([world(20)]), world(20)
     group.results[3, 1] = 1 - group.results[3, 1]
