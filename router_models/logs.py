@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,7 +164,7 @@ def _records(path: Path) -> Iterator[Record]:
             for number, line in enumerate(lines, 1):
                 if line.strip() and (line.endswith("\n") or not path.name.endswith(OPEN_SUFFIX)):
                     yield _parse(path, number, line)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path}: {error}") from error
 
 
@@ -176,5 +177,10 @@ def _found(path: Path) -> Path:
 def _parse(path: Path, number: int, line: str) -> Record:
     try:
         return _adapter.validate_python(json.loads(line))
-    except (json.JSONDecodeError, ValidationError) as error:
-        raise DataError(f"{path}, line {number}: {error}") from error
+    except ValidationError as error:
+        # Without the values: they may be prompts.
+        detail = error.errors()[0]
+        place = ".".join(map(str, detail["loc"])) or "the whole line"
+        raise DataError(f"{path}, line {number}: {place}: {detail['msg']}") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}, line {number}: not JSON: {error}") from error

@@ -17,7 +17,7 @@ _ALWAYS_SO_IN_VERSION_1 = (("num_tools", 0), ("response_format", "text"))
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
 
 
 class LoggedTurn(_Record):

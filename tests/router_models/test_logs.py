@@ -116,12 +116,28 @@ def test_bad_lines_are_named(tmp_path: Path) -> None:
     path.write_text(path.read_text() + '{"kind": "request", "secret": 1}\n')
     with pytest.raises(DataError, match="line 2"):
         read(path)
-    path.write_text("not json")
-    with pytest.raises(DataError, match="line 1"):
+    for text in ("not json", "[" * 100_000, "9" * 10_000, "\ud800"):
+        path.write_text(text, errors="surrogatepass")
+        with pytest.raises(DataError, match=r"line 1|decode"):
+            read(path)
+
+
+def test_an_error_quotes_no_prompt(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(_request(1, "my secret").model_dump_json().replace('"request_id":"1"', '"request_id":""') + "\n")
+    with pytest.raises(DataError, match=r"line 1: request\.request_id: String should have at least 1") as caught:
         read(path)
-    (tmp_path / "b.jsonl.gz").write_bytes(b"not gzip")
-    with pytest.raises(DataError, match=r"b\.jsonl\.gz"):
-        read(tmp_path / "b.jsonl.gz")
+    assert "\n" not in caught.value.message
+    assert "secret" not in caught.value.message
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = _write(tmp_path / "b.jsonl.gz", *map(_request, range(50)))
+    whole = path.read_bytes()
+    for damaged in (b"not gzip", whole[:-20], whole[:40] + b"\xff" * 40 + whole[80:]):
+        path.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"b\.jsonl\.gz"):
+            read(path)
 
 
 def test_a_folder_without_logs_says_what_was_expected(tmp_path: Path) -> None:

@@ -26,7 +26,10 @@ def test_records_of_all_kinds_come_back_as_they_were() -> None:
     assert _ADAPTER.validate_json(preference.model_dump_json()) == preference
 
 
-@pytest.mark.parametrize("changes", [{"propensity": 0.0}, {"propensity": 1.1}, {"novelty": 2.0}, {"unknown": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"propensity": 0.0}, {"propensity": 1.1}, {"novelty": 2.0}, {"unknown": 1}, {"score": float("nan")}],
+)
 def test_impossible_decisions_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         _decision(**changes)
