@@ -3,20 +3,24 @@
 Each logged row has the action taken, the probability with which it was taken, and its result. A new policy is a
 probability for each action. Inverse propensity scoring (IPS) weighs results by new over old probability; the doubly
 robust estimate (arXiv 1103.4601) adds a model of the results, and is right if either model or propensities are.
-Without exploration neither can say anything about actions the log never takes, and both refuse.
+Intervals are Student's, with the degrees of freedom of the effective rows: a log in which few rows did as the new
+policy would is a small sample, however long it is. Without exploration neither can say anything about actions that the
+log had no chance of, and both refuse.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtrit
 
 from router_models.errors import DataError
 
 Array = NDArray[np.float64]
+
+_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,12 +51,14 @@ class Logged:
 def ips(log: Logged, target: Array, confidence: float = 0.9) -> Estimate:
     """Mean result under `target`, probabilities float64 [num_rows, num_actions]; self-normalised.
 
-    Raises DataError where the target takes actions that the log nowhere took.
+    Raises DataError where the target takes actions that the log nowhere took, or could not have taken.
     """
     weights = _weights(log, target)
-    mean = float(weights @ log.result / weights.sum())
-    influence = weights * (log.result - mean) / weights.mean()
-    return _estimate(mean, influence, weights, confidence)
+    total, rows = weights.sum(), len(weights)
+    mean = float(weights @ log.result / total)
+    # The jackknife: by how much the mean moves without each row. A row of great weight draws the mean to itself.
+    moves = weights * (log.result - mean) / (total - weights)
+    return _estimate(mean, float(np.sqrt(moves @ moves * (rows - 1) / rows)), weights, confidence)
 
 
 def doubly_robust(log: Logged, target: Array, predicted: Array, confidence: float = 0.9) -> Estimate:
@@ -64,8 +70,8 @@ def doubly_robust(log: Logged, target: Array, predicted: Array, confidence: floa
     rows = np.arange(len(log.action))
     modelled = np.asarray(np.sum(target * predicted, axis=1))
     terms = modelled + weights * (log.result - predicted[rows, log.action])
-    mean = float(terms.mean())
-    return _estimate(mean, terms - mean, weights, confidence)
+    error = float(terms.std(ddof=1) / np.sqrt(len(terms)))
+    return _estimate(float(terms.mean()), error, weights, confidence)
 
 
 def predict_results(log: Logged, features: Array, num_actions: int, num_folds: int = 5, seed: int = 0) -> Array:
@@ -100,11 +106,17 @@ def _weights(log: Logged, target: Array) -> Array:
     unseen = np.setdiff1d(np.flatnonzero(target.sum(axis=0) > 0), np.unique(log.action))
     if len(unseen):
         raise DataError(f"the log never takes action {int(unseen[0])}, so nothing is known about it")
-    return np.asarray(target[np.arange(len(log.action)), log.action] / log.propensity, dtype=np.float64)
+    taken = target[np.arange(len(log.action)), log.action]
+    elsewhere = target.sum(axis=1) - taken > _ROUNDING
+    num_missed = int(np.sum(elsewhere & (log.propensity > 1 - _ROUNDING)))
+    if num_missed:
+        raise DataError(f"in {num_missed} of {len(taken)} rows the log had no chance to act otherwise than it did")
+    if np.count_nonzero(taken) < 2:
+        raise DataError("fewer than two rows of the log did what is asked about")
+    return np.asarray(taken / log.propensity, dtype=np.float64)
 
 
-def _estimate(mean: float, influence: Array, weights: Array, confidence: float) -> Estimate:
-    rows = len(influence)
-    error = float(np.sqrt(influence @ influence / max(rows - 1, 1) / rows))
-    half = NormalDist().inv_cdf((1 + confidence) / 2) * error
-    return Estimate(mean, mean - half, mean + half, float(weights.sum() ** 2 / max(weights @ weights, 1e-12)))
+def _estimate(mean: float, error: float, weights: Array, confidence: float) -> Estimate:
+    effective_rows = float(weights.sum() ** 2 / (weights @ weights))
+    half = float(stdtrit(max(effective_rows - 1, 1.0), (1 + confidence) / 2)) * error
+    return Estimate(mean, mean - half, mean + half, effective_rows)

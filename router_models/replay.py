@@ -158,8 +158,8 @@ def _worth(
 
 def _estimates(rows: Sequence[Row], confidence: float) -> tuple[list[Estimate | None], str | None]:
     """Quality of the log, and of the other policy by IPS and doubly robust; or why nothing can be said."""
-    if not rows:
-        return [None] * 3, "no request of the log has an outcome"
+    if len(rows) < 2:
+        return [None] * 3, f"{'one' if rows else 'no'} request of the log has an outcome"
     models = sorted({candidate.model for row in rows for candidate in row.logged.candidates})
     action = np.array([models.index(row.logged.choice) for row in rows], dtype=np.intp)
     result = np.array([row.result for row in rows], dtype=np.float64)

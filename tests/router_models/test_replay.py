@@ -97,6 +97,20 @@ def test_a_log_without_exploration_says_nothing_about_what_it_never_did() -> Non
     assert found.replayed.strong_share == 0.0
 
 
+def test_what_the_log_could_not_have_done_is_not_estimated() -> None:
+    """Both models answered, but no request could have gone to the other one."""
+    found = replay(_log(_policy(0.02, exploration=0.0)), _policy(10.0, exploration=0.0))
+    assert (found.replayed.ips, found.replayed.doubly_robust) == (None, None)
+    assert found.refusal is not None
+    assert "had no chance to act otherwise" in found.refusal
+    assert found.logged_quality is not None
+
+
+def test_one_outcome_is_no_estimate() -> None:
+    found = replay(_log(_policy(0.02), 1), _policy(0.02))
+    assert (found.logged_quality, found.refusal) == (None, "one request of the log has an outcome")
+
+
 def test_without_outcomes_decisions_and_costs_remain() -> None:
     found = replay(_log(_policy(0.02), has_outcomes=False), _policy(10.0))
     assert (found.num_outcomes, found.logged_quality) == (0, None)
