@@ -117,9 +117,7 @@ class Origin:
 
 def save(router: Router, origin: Origin, folder: Path) -> Manifest:
     """Write the router to `folder`, which must not exist or be an artifact already; that one is replaced whole."""
-    if folder.exists() and not (folder / _MANIFEST).exists() and any(folder.iterdir()):
-        raise ArtifactError(f"{folder} exists and is not an artifact")
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    check_place(folder)
     data = _pack(_arrays(router))
     manifest = _manifest(router, origin, hashlib.sha256(data).hexdigest())
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
@@ -170,6 +168,16 @@ def _try(router: Router) -> None:
         found = router.predict(features, [models])
         if not all(np.isfinite(part).all() for part in (found.prob_right, found.need, found.novelty)):
             raise ValueError("a prediction is not a number")
+
+
+def check_place(folder: Path) -> None:
+    """Raises ArtifactError where `save` could not write there, and makes the folders above it."""
+    try:
+        if folder.exists() and not (folder / _MANIFEST).exists() and any(folder.iterdir()):
+            raise ArtifactError(f"{folder} exists and is not an artifact")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtifactError(f"{folder}: {error.strerror}") from error
 
 
 def resolve(name: str) -> Path:
