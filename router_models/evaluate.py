@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router_models import baselines
-from router_models.data import Group, digest
+from router_models.data import MIN_LABELS, Group, digest
 from router_models.drift import share_of
-from router_models.errors import UnknownModelError
+from router_models.errors import DataError, UnknownModelError
 from router_models.features import Features
 from router_models.metrics import (
     Array,
@@ -122,11 +122,14 @@ class Evaluation:
 def evaluate(
     router: Router, group: Group, strong: str, weak: str, features: Features | None = None, source: str | None = None
 ) -> Evaluation:
-    """Measure `router` on the prompts that both models answered; raises DataError if there are none.
+    """Measure `router` on the prompts that both models answered; raises DataError if there are none, or no such expert.
 
     Where the artifact knows none of the models, typical ones of its sources stand in, and `ability` says so. `source`
     names the expert to use where it is not the data's own.
     """
+    experts = sorted({expert.source for expert in router.experts})
+    if source is not None and source not in experts:
+        raise DataError(f"the artifact has no expert of {source!r}; it has {', '.join(experts)}")
     rows = group.rows_with(strong, weak)
     found, pair = group.take(rows), group.take(rows).pair(strong, weak)
     inputs = features.take(rows) if features is not None else router.extract(found.prompts)
@@ -271,6 +274,8 @@ def _points(score: Array, pair: Pair) -> list[tuple[float, float]]:
 
 def _refusals(router: Ranking, table: dict[str, Ranking | None], pair: Pair, ability: str) -> list[str]:
     """Why this router is not to be recommended: each baseline that it does not beat, learnt ones included."""
+    if len(pair.strong) < MIN_LABELS:
+        return [f"{len(pair.strong)} prompts are too few to judge by; {MIN_LABELS} are needed"]
     if pair.gap <= 0:
         return ["the strong model is no better than the weak one"]
     found = []

@@ -40,6 +40,8 @@ def loadings(results: Array, factors: Array) -> Array:
 
 def _leading(results: Array) -> Array:
     centred = np.nan_to_num(results - np.nanmean(results, axis=0))
+    if not centred.any():
+        return np.zeros((len(results), 1))
     left, values, right = np.linalg.svd(centred, full_matrices=False)
     room = max(2, len(results) // _ROWS_PER_FACTOR)
     count = min(_MAX_FACTORS, room, int(np.sum(values > 1e-9 * values[0])))

@@ -2,7 +2,7 @@
 
 A source's own licence covers its results; a prompt keeps the licence of the data set that it comes from. Left out are
 data sets whose licence is unknown, disputed, non-commercial or share-alike: the artifact holds no text, but whether
-weights that were fitted to text are a work derived from it is not settled. `router_models/README.md` tells the same.
+weights that were fitted to text are a work derived from it is not settled. `default/README.md` tells the same.
 """
 
 from __future__ import annotations

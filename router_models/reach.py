@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from router_models.data import Group
+from router_models.data import MIN_LABELS, Group
 from router_models.metrics import Pair, apgr_standard_error, apgr_within
 from router_models.stacking import held_out
 from router_models.views import LOG_CHARS, fit_shape, fit_text, read_text
@@ -32,13 +32,14 @@ def fit_lean(group: Group, tfidf: sp.csr_matrix, structure: Floats, target: Arra
 
     The greatest of a few shares that orders left-out subsets as well as the best one does, within its standard error,
     by exact APGR of the better third of the models over the worse third: where nothing is known, length is the safer
-    of two that are as good. 1 where there are too few subsets to leave any
-    out: nothing is known then but that length is safe. `target` float64 [num_prompts, num_factors].
+    of two that are as good. 1 where there are too few subsets to leave any out, too few prompts that both thirds
+    answered, or hardly a gap between them: nothing is known then but that length is safe. `target` float64
+    [num_prompts, num_factors].
     """
     names = np.unique(group.subset)
     better, worse = _thirds(group.results)
     known = np.flatnonzero(np.isfinite(better + worse))
-    if len(names) < _NUM_FOLDS or better[known].mean() <= worse[known].mean():
+    if len(names) < _NUM_FOLDS or len(known) < MIN_LABELS or better[known].mean() <= worse[known].mean():
         return 1.0
     fold = _subset_folds(group.subset, names, seed)
     gap = _predicted_gap(tfidf, structure, target[:, :_NUM_FACTORS], fold, better - worse)
@@ -46,6 +47,8 @@ def fit_lean(group: Group, tfidf: sp.csr_matrix, structure: Floats, target: Arra
     pair, folds = Pair(better[known], worse[known]), fold[known].astype(np.str_)
     mixed = [((1 - share) * scores[0] + share * scores[1])[known] for share in _GRID]
     found = np.array([apgr_within(score, pair, folds) for score in mixed])
+    if np.isnan(found).any():
+        return 1.0
     error = apgr_standard_error(mixed[int(np.argmax(found))], pair, _NUM_RESAMPLES)
     return _GRID[int(np.flatnonzero(found >= found.max() - error)[-1])]
 

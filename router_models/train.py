@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from router_models.data import Group, prompt_digests
+from router_models import views
+from router_models.data import MIN_LABELS, Group, prompt_digests
 from router_models.embedding import SentenceEmbedding
 from router_models.errors import DataError
 from router_models.expert import Linear
@@ -19,7 +20,6 @@ from router_models.text import inverse_document_frequency
 
 Floats = NDArray[np.float32]
 
-MIN_LABELS = 30
 _MAX_SEEN_SHARE = 0.02
 
 
@@ -55,7 +55,7 @@ def train(
     A base that has seen these prompts would recite their answers in place of predicting them, so it is left out then;
     the result says which. `features` of the groups' prompts, where they are known already. `fold_of` says which
     prompts of a group are held out together. With an `embedding`, or where the base has one, experts read that too;
-    given `features` then have it. Raises DataError where a source has fewer than MIN_LABELS prompts.
+    given `features` then have it. Raises DataError where a source has too few labels.
     """
     _check(groups)
     progress("features", 0, 1)
@@ -83,6 +83,8 @@ def _check(groups: Sequence[Group]) -> None:
     for group in groups:
         if len(group) < MIN_LABELS:
             raise DataError(f"{group.source} has {len(group)} labelled prompts; {MIN_LABELS} are needed")
+        if np.isfinite(group.results).sum(axis=0).max() < views.MIN_LABELS:
+            raise DataError(f"{group.source} has no model with {views.MIN_LABELS} labelled prompts")
 
 
 def _signals(base: Router | None, features: Features) -> Floats:

@@ -1,4 +1,7 @@
-"""How each view of a prompt is fitted to difficulties: targets float64 [num_rows, num_factors], NaN where unknown."""
+"""How each view of a prompt is fitted to difficulties: targets float64 [num_rows, num_factors], NaN where unknown.
+
+Of a factor with fewer than MIN_LABELS known rows nothing is learnt: it is 0, the mean of every factor.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ Floats = NDArray[np.float32]
 Rows = NDArray[np.intp]
 
 LOG_CHARS = FEATURE_NAMES.index("log_chars")
+MIN_LABELS = 10
 _TEXT_PENALTY = 15.0
 _PENALTIES = (30.0, 100.0, 300.0, 1000.0, 3000.0)
 _FEW_ROWS = 1500
@@ -41,7 +45,7 @@ def fit_forest(features: Floats, target: Array, seed: int) -> Forest:
     """Boosted trees, smaller ones where there are few rows."""
     settings = TreeSettings() if len(features) >= _FEW_ROWS else TreeSettings(num_trees=80, max_leaves=6)
     models = []
-    for column in target.T:
+    for column in _learnable(target).T:
         known = np.isfinite(column)
         models.append(grow(features[known], column[known], settings, seed))
     return Forest.of(models)
@@ -77,7 +81,7 @@ def fit_length(structure: Floats, target: Array) -> Bounded:
     low, high = np.quantile(structure, _BOUNDS, axis=0).astype(np.float32)
     length = np.clip(structure[:, LOG_CHARS], low[LOG_CHARS], high[LOG_CHARS]).astype(np.float64)
     weights, bias = np.zeros((structure.shape[1], target.shape[1]), np.float32), np.zeros(target.shape[1], np.float32)
-    for k, column in enumerate(target.T):
+    for k, column in enumerate(_learnable(target).T):
         known = np.isfinite(column)
         spread = length[known] - length[known].mean()
         slope = float(spread @ column[known]) / max(float(spread @ spread), 1e-9)
@@ -85,10 +89,16 @@ def fit_length(structure: Floats, target: Array) -> Bounded:
     return Bounded(Linear(weights, bias), low, high)
 
 
+def _learnable(target: Array) -> Array:
+    """Zeros in place of factors with too few known rows."""
+    return np.where(np.isfinite(target).sum(axis=0) >= MIN_LABELS, target, 0.0)
+
+
 def _patterns(target: Array) -> list[tuple[list[int], Rows]]:
-    """Factors that are known of the same rows, with those rows."""
+    """Factors that are known of the same rows, with those rows; none that are known of too few."""
     found: dict[bytes, tuple[list[int], Rows]] = {}
     for i, column in enumerate(target.T):
         known = np.isfinite(column)
-        found.setdefault(known.tobytes(), ([], np.flatnonzero(known)))[0].append(i)
+        if known.sum() >= MIN_LABELS:
+            found.setdefault(known.tobytes(), ([], np.flatnonzero(known)))[0].append(i)
     return list(found.values())

@@ -50,6 +50,11 @@ def test_turning_the_models_round_is_not_recommended(trained: Trained) -> None:
     assert "no better" in found.refusals[0]
 
 
+def test_a_router_is_not_judged_by_a_few_prompts(trained: Trained) -> None:
+    found = evaluate(trained.router, world(29, seed=9), *_PAIR)
+    assert found.refusals == ["29 prompts are too few to judge by; 30 are needed"]
+
+
 def test_a_router_that_words_or_the_subject_alone_outdo_is_not_recommended() -> None:
     group = world(800, seed=9)
     pair, features = group.pair(*_PAIR), extract(group.prompts)

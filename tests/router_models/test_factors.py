@@ -48,8 +48,9 @@ def test_a_model_with_few_answers_does_not_disturb_the_factors_of_the_others() -
     np.testing.assert_allclose(factors(with_new), factors(results))
 
 
-def test_a_model_that_is_always_right_is_a_constant_factor() -> None:
-    assert (factors(np.ones((40, 1))) == 0).all()
+@pytest.mark.parametrize("num_models", [1, 20])
+def test_models_that_are_always_right_are_a_constant_factor(num_models: int) -> None:
+    assert (factors(np.ones((40, num_models))) == 0).all()
 
 
 @pytest.mark.parametrize("num_models", [2, 20])

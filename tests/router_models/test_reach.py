@@ -58,3 +58,16 @@ def test_models_that_do_not_differ_teach_nothing() -> None:
     group = _group(shared=True)
     group.results[:, 1] = group.results[:, 0]
     assert _lean(group) == pytest.approx(1.0)
+
+
+def test_between_models_that_are_equal_nothing_is_known() -> None:
+    group = _group(shared=True)
+    group.results[:, 0] = group.results[:, 1]
+    group.results[np.flatnonzero(group.results[:, 1] == 0)[0], 0] = 0.5
+    assert _lean(group) == 1.0
+
+
+def test_where_nobody_answered_the_same_prompts_nothing_is_known() -> None:
+    group = _group(shared=True)
+    group.results[::2, 0], group.results[1::2, 1] = np.nan, np.nan
+    assert _lean(group) == 1.0

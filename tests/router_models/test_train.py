@@ -8,7 +8,7 @@ from router_models.metrics import apgr_exact, expected_calibration_error
 from router_models.prompt import Prompt
 from router_models.router import Router, canonical_name
 from router_models.train import Trained, train
-from tests.router_models.tables import world
+from tests.router_models.tables import ABILITIES, world
 
 _PAIR = ("acme/Strong-1_5", "weak")
 
@@ -70,6 +70,18 @@ def test_logs_with_one_answer_a_request_are_enough() -> None:
     taken = np.random.default_rng(0).integers(len(group.models), size=len(group))
     group.results[np.arange(len(group.models)) != taken[:, None]] = np.nan
     assert _apgr(train([group]).router, world(1500, seed=9)) > 0.62
+
+
+def test_logs_with_one_answer_a_request_may_name_domains() -> None:
+    """A model may answer in one domain alone, and all of that one is held out at times."""
+    group = world(300, seed=1, models=("acme/Strong-1_5", "weak"))
+    subset = np.array([f"{name} {i % 3}" for i, name in enumerate(group.subset)])
+    strong = subset == "algebra 0"
+    group.results[~strong, 0], group.results[strong, 1] = np.nan, np.nan
+    named = Group(group.source, group.ids, group.prompts, subset, group.models, group.results)
+    (expert,) = train([named], fold_of=lambda *_: np.unique(subset, return_inverse=True)[1] % 5).router.experts
+    assert expert.lean == 1.0
+    assert expert.abilities["acme/Strong-1_5"].num_labels == strong.sum()
 
 
 def test_prompts_unlike_the_training_are_noticed(trained: Trained) -> None:
@@ -180,5 +192,13 @@ def test_features_and_folds_can_be_given_and_progress_is_told() -> None:
 def test_too_few_labels_are_refused() -> None:
     with pytest.raises(DataError, match="30 are needed"):
         train([world(10)])
-    with pytest.raises(DataError, match="nothing"):
-        train([])
+    group = world(36, models=tuple(ABILITIES))
+    group.results[np.arange(4) != np.arange(36)[:, None] % 4] = np.nan
+    with pytest.raises(DataError, match="no model with 10"):
+        train([group])
+
+
+def test_a_model_with_one_label_is_learnt_beside_others() -> None:
+    group = world(60, seed=1, models=("acme/Strong-1_5", "tiny", "weak"))
+    group.results[1:, 1] = np.nan
+    assert train([group]).router.experts[0].abilities["tiny"].num_labels == 1
