@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from router_models.ability import fit_ability
-from router_models.data import Group
+from router_models.data import Group, digest
 from router_models.expert import Expert, Linear
 from router_models.factors import factors, loadings
 from router_models.features import Features
@@ -81,8 +81,10 @@ def sources(
 
 
 def random_folds(group: Group, seed: int) -> Rows:
-    """Prompts are held out at random, five folds."""
-    return folds(len(group), seed)
+    """Prompts are held out at random, five folds; one that was asked again, together with itself."""
+    numbers: dict[int, int] = {}
+    same = [numbers.setdefault(digest(prompt), len(numbers)) for prompt in group.prompts]
+    return folds(len(numbers), seed)[same]
 
 
 def fit_layer(data: Sources, seed: int, progress: Progress, fold_of: FoldOf = random_folds) -> Fitted:

@@ -4,6 +4,8 @@ import pytest
 from router_models.data import Group
 from router_models.errors import DataError, UnknownModelError
 from router_models.features import extract
+from router_models.fit import random_folds
+from router_models.held_out import evaluate_pair
 from router_models.metrics import apgr_exact, expected_calibration_error
 from router_models.prompt import Prompt
 from router_models.router import Router, canonical_name
@@ -192,6 +194,8 @@ def test_features_and_folds_can_be_given_and_progress_is_told() -> None:
 def test_too_few_labels_are_refused() -> None:
     with pytest.raises(DataError, match="30 are needed"):
         train([world(10)])
+    with pytest.raises(DataError, match="nothing"):
+        train([])
     group = world(36, models=tuple(ABILITIES))
     group.results[np.arange(4) != np.arange(36)[:, None] % 4] = np.nan
     with pytest.raises(DataError, match="no model with 10"):
@@ -202,3 +206,13 @@ def test_a_model_with_one_label_is_learnt_beside_others() -> None:
     group = world(60, seed=1, models=("acme/Strong-1_5", "tiny", "weak"))
     group.results[1:, 1] = np.nan
     assert train([group]).router.experts[0].abilities["tiny"].num_labels == 1
+
+
+def test_a_prompt_that_is_asked_again_is_held_out_with_itself() -> None:
+    """Nothing can be known of these prompts, but for what was answered the other times."""
+    group, rng = world(60, seed=1), np.random.default_rng(0)
+    group.results[:] = rng.random(group.results.shape) < [0.9, 0.6, 0.5, 0.3]
+    again = group.take(np.tile(np.arange(60), 5))
+    assert all(len(set(fold)) == 1 for fold in random_folds(again, 0).reshape(5, 60).T)
+    trained = train([again])
+    assert apgr_exact(evaluate_pair(trained, "world", _PAIR)[1].need, again.pair(*_PAIR)) < 0.6
