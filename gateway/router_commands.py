@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from router_models.data import Group
     from router_models.evaluate import Evaluation
     from router_models.fit import Progress
     from router_models.logs import LogSummary
@@ -53,7 +54,10 @@ def train(
         from router_models.held_out import evaluate_held_out
         from router_models.train import train as fit
 
+        artifact.check_place(out)
         groups = log_files.read(logs, _tell)
+        _check_models(groups, strong, weak)
+        groups = _large_enough(groups)
         under = None if base == "none" else artifact.load(artifact.resolve(base))
         reader = SentenceEmbedding.load() if embedding else None
         with _progress() as progress:
@@ -121,8 +125,34 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except RouterError as error:
-        _errors.print(error.message, style="red", markup=False)
-        raise typer.Exit(1) from error
+        message = error.message
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror}"
+    else:
+        return
+    _errors.print(message, style="red", markup=False)
+    raise typer.Exit(1)
+
+
+def _check_models(groups: Sequence[Group], *named: str | None) -> None:
+    from router_models.errors import DataError
+
+    known = sorted({model for group in groups for model in group.models})
+    for name in named:
+        if name is not None and name not in known:
+            raise DataError(f"the data has no model {name!r}; it has {', '.join(known)}")
+
+
+def _large_enough(groups: list[Group]) -> list[Group]:
+    """Without those that have too few labels to learn from, if any other is left."""
+    from router_models.data import MIN_LABELS
+
+    large = [group for group in groups if len(group) >= MIN_LABELS]
+    for group in groups if large else ():
+        if len(group) < MIN_LABELS:
+            told = f"{group.source} is left out: {len(group)} labelled prompts, {MIN_LABELS} are needed"
+            _errors.print(told, style="yellow", markup=False)
+    return large or groups
 
 
 @contextmanager
@@ -167,6 +197,10 @@ def _show(evaluations: Sequence[Evaluation], page: Path | None) -> None:
         _console.print(
             "Recommended." if found.is_recommended else f"Not recommended: {'; '.join(found.refusals)}.", markup=False
         )
+    if not evaluations:
+        from router_models.report import NOT_COMPARED
+
+        _console.print(NOT_COMPARED)
     if page is not None:
         _console.print(f"Report: {page}", markup=False)
 

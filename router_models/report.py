@@ -25,6 +25,9 @@ HELD_OUT = (
 )
 
 
+NOT_COMPARED = "Not recommended: nothing could be compared, since no two models answered the same prompts."
+
+
 @dataclass(frozen=True, slots=True)
 class Report:
     """Evaluations of one artifact. `how` says which data the figures were measured on."""
@@ -58,7 +61,7 @@ def as_html(report: Report) -> str:
     parts = [
         f"<h1>Router {_text(report.artifact)}</h1>",
         f"<p>{_text(report.how)}<br>Features {report.feature_version}, data {_text(report.data_hash[:12])}</p>",
-        *map(_section, report.evaluations),
+        *(map(_section, report.evaluations) if report.evaluations else [f'<p class="no">{NOT_COMPARED}</p>']),
     ]
     head = f'<meta charset="utf-8"><title>Router {_text(report.artifact)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>\n'
