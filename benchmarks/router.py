@@ -12,6 +12,7 @@ FOLDER has `prompts.parquet` and `outcomes.parquet`. Nothing is measured on a pr
 - share: the promised share of strong calls, held online on domains that were held out.
 - acceptance: the acceptance of speculative decoding as a label that costs nothing (`benchmarks.router_acceptance`).
 - coverage: how often 90 % intervals of off-policy estimates cover the truth, on logs simulated with 5 % exploration.
+- shipped: the shipped artifact on the prompts that it did not learn from, since their licence is not an open one.
 - latency: one decision, features included.
 
 `--parts` names those to run; with `--out`, parts that the
@@ -45,7 +46,7 @@ from benchmarks.router_world import (
     without_twins,
 )
 from router_models import artifact
-from router_models.data import Group, data_hash, read_tables
+from router_models.data import MIN_LABELS, Group, data_hash, digest, read_tables
 from router_models.embedding import SentenceEmbedding
 from router_models.evaluate import Evaluation, evaluate
 from router_models.features import extract
@@ -179,6 +180,17 @@ def _coverage(world: World, num_runs: int = 100, exploration: float = 0.05) -> d
     return {"runs": num_runs, "covered": covered, "width": {name: float(np.mean(w)) for name, w in widths.items()}}
 
 
+def _shipped(world: World) -> list[dict[str, Any]]:
+    router, found = artifact.load(artifact.DEFAULT).router, []
+    for pair in world.pairs():
+        group, features = world.of(pair[0])
+        rows = group.rows_with(*pair[1:])
+        new = rows[np.isin([digest(group.prompts[row]) for row in rows], router.seen, invert=True)]
+        if len(new) >= MIN_LABELS:
+            found.append(summary(evaluate(router, group.take(new), *pair[1:], features.take(new))))
+    return found
+
+
 def _latency(world: World, num_prompts: int = 1000) -> dict[str, float]:
     """Seconds of one decision with the shipped artifact, one at a time: p50, p90, p99."""
     router = artifact.load(artifact.DEFAULT).router
@@ -201,6 +213,7 @@ STEPS: dict[str, Callable[[World], object]] = {
     "share": share,
     "acceptance": lambda _: _acceptance(),
     "coverage": _coverage,
+    "shipped": _shipped,
     "latency": _latency,
 }
 
