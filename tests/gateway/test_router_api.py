@@ -1,5 +1,6 @@
 """Feedback, with its request's record wherever that is."""
 
+import asyncio
 import errno
 import os
 from pathlib import Path
@@ -32,6 +33,9 @@ def _num_closed(folder: Path) -> int:
 async def test_feedback_finds_its_record_after_rotation_and_restart(tmp_path: Path) -> None:
     async with client(settings=_settings(tmp_path)) as http:  # type: ignore[arg-type]
         first = await _ask(http)
+        async with asyncio.timeout(30):
+            while not _num_closed(tmp_path):  # what comes faster than it is written lies in one file
+                await _ask(http)
         later = [await _ask(http) for _ in range(10)]
         assert (await _say(http, first, score=0.25)).status_code == 200
     assert _num_closed(tmp_path) > 1
