@@ -53,13 +53,12 @@ class Option:
 class Order:
     """Of one sequence: how many tokens, and whether the model is to make them.
 
-    The model may stop earlier: where a token is expected to bring less than `token_price`, its part in verification, or
-    all tokens of a round less than these and `second_price` for each second of the round. Prices are in emitted tokens.
+    The model may stop earlier, where further tokens are expected to bring less than what they take: `second_price` is
+    what a second is worth, in emitted tokens.
     """
 
     num_drafts: int = 0
     by_model: bool = False
-    token_price: float = 0.0
     second_price: float = 0.0
 
 
@@ -135,10 +134,8 @@ class AdaptiveLength:
         sunk_s = market.draft_s(depth, num_by_model) + reading_s if num_by_model else 0.0
         counts, rate = buy(offers, market, sunk_s)
         # What the model makes is bought when its beliefs are known; until then its depth is what stands.
-        bought = sum(counts)
-        token_price = rate * float(market.verify_s[bought + 1] - market.verify_s[bought])
         return [
-            Order(min(depth, len(one.model)), True, token_price, rate) if model else Order(count)
+            Order(min(depth, len(one.model)), True, rate) if model else Order(count)
             for one, model, count in zip(options, by_model, counts, strict=True)
         ], rate
 

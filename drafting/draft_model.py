@@ -105,13 +105,20 @@ class DraftModel:
         return max(0, min(request.max_drafts, self._reader.max_position - len(request.token_ids)))
 
     def propose(
-        self, requests: Sequence[DraftRequest], token_price: float = 0.0, second_price: float = 0.0
+        self, requests: Sequence[DraftRequest], token_prices: Sequence[float] = (0.0,), second_price: float = 0.0
     ) -> list[Draft]:
-        """See Drafter. Drafts end early where another round does not pay, by the prices of `draft_length.Order`."""
+        """See Drafter. Drafts end early where another round does not pay.
+
+        Prices are in emitted tokens: `second_price` of a second of drafting, `token_prices[n]` of verifying one more
+        where n tokens of all requests are drafted already, and beyond the last as there. Where some drafts end early,
+        the others' tokens are the cheaper for it.
+        """
         runs = [_Run(request, self._reader.num_read(request.seq_id), self.room(request)) for request in requests]
         ready = self._begin([run for run in runs if run.room])
         while ready:
             self._extend(ready)
+            num_made = sum(len(run.guesses) for run in runs)
+            token_price = token_prices[min(num_made, len(token_prices) - 1)]
             ready = [run for run in ready if not run.is_done and run.next_gain >= token_price]
             gain = sum(run.next_gain - token_price for run in ready)
             if ready and gain < second_price * self._round_s(ready):

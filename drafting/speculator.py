@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from drafting.acceptance import Acceptance
 from drafting.draft_length import LengthPolicy, Market, Option, Order, survivals
 from drafting.draft_model import DraftModel
@@ -251,18 +253,26 @@ class Speculator:
     def _ask_model(self, granted: Mapping[int, int]) -> None:
         if self._model is None:
             return
-        asked, prices = [], Order()
+        asked, second_price = [], 0.0
         for seq_id, count in granted.items():
             case = self._cases[seq_id]
             is_probe = seq_id == self._probed
             if case.order.by_model or is_probe:
                 asked.append(replace(case.request, max_drafts=1 if is_probe else count))
-                prices = case.order
+                second_price = case.order.second_price
         if asked:
-            drafts = self._model.propose(asked, prices.token_price, prices.second_price)
+            drafts = self._model.propose(asked, self._token_prices(second_price), second_price)
             for request, draft in zip(asked, drafts, strict=True):
                 if draft.token_ids:
                     self._take(self._cases[request.seq_id], "model", draft)
+
+    def _token_prices(self, second_price: float) -> list[float]:
+        """What verifying each further token is worth, in emitted tokens, beyond those that lookups are to have."""
+        if self._market is None:
+            return [0.0]
+        num_found = sum(case.order.num_drafts for case in self._cases.values() if not case.order.by_model)
+        step_s = self._market.verify_s[min(num_found, len(self._market.verify_s) - 2) :]
+        return [second_price * float(further) for further in np.diff(step_s)]
 
     def _judge_step(self, verdicts: Sequence[Verdict], num_tokens: int, verify_s: float, spent_s: float) -> None:
         """Compare what a step took, all told, with what plain decoding needs for what it emitted."""

@@ -99,7 +99,7 @@ class SteadyCost(StepCost):
 def length(token_price: float = 0.0, second_price: float = 0.0, num_seqs: int = 1, round_s: float = 0.1) -> int:
     """Of the drafts of a model that nothing is known of but its speed, and whose guesses are worth about a half."""
     drafter = DraftModel(FakeReader(belief=0.5), Acceptance(), SteadyCost(round_s))
-    drafts = drafter.propose([request(i, 4, 20) for i in range(num_seqs)], token_price, second_price)
+    drafts = drafter.propose([request(i, 4, 20) for i in range(num_seqs)], [token_price], second_price)
     (count,) = {len(draft.token_ids) for draft in drafts}
     return count
 
@@ -107,6 +107,13 @@ def length(token_price: float = 0.0, second_price: float = 0.0, num_seqs: int = 
 def test_a_draft_ends_where_a_token_brings_less_than_its_verification() -> None:
     assert length() == 20
     assert 20 > length(token_price=0.01) > length(token_price=0.1) > length(token_price=0.4) >= 1
+
+
+def test_where_drafts_end_early_further_tokens_are_as_cheap_as_the_first() -> None:
+    drafter = DraftModel(FakeReader(belief=0.5), Acceptance(), SteadyCost(0.1))
+    free, dear = [0.0] * 12, [0.9] * 12
+    drafts = drafter.propose([request(i, 4, 20) for i in range(4)], free + dear)
+    assert [len(draft.token_ids) for draft in drafts] == [3] * 4
 
 
 def test_a_round_has_to_pay_for_itself() -> None:
