@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from drafting.acceptance import Acceptance
@@ -142,6 +143,30 @@ class TestBounds:
 
         stage = Stage({}, Deep(), FakeReader(max_position=12))
         assert stage.plan(request(0, 2), request(1, 8), request(2, 8, num_tokens=9)) == [2, 7, 3]
+
+    def test_the_model_is_told_what_tokens_cost_on_top_of_those_that_lookups_have(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Both(AdaptiveLength):
+            def order(self, options: Sequence[Option], market: Market) -> list[Order]:
+                return [Order(2), Order(2, True, second_price=10.0)]
+
+        told: list[Sequence[float]] = []
+
+        def propose(
+            model: DraftModel, requests: Sequence[DraftRequest], token_prices: Sequence[float], second_price: float
+        ) -> list[Draft]:
+            told.append(token_prices)
+            return [Draft()] * len(requests)
+
+        stage = Stage({"ngram": Fixed(5, 6)}, Both(), FakeReader())
+        stage.step(request(0))  # the first step is plain
+        stage.settle(0, [0])
+        verify_s = np.array([1.0, 1.1, 1.3, 1.6, 2.0])
+        monkeypatch.setattr(Prices, "market", lambda *_: Market(2, verify_s, lambda *_: 0.0))
+        monkeypatch.setattr(DraftModel, "propose", propose)
+        stage.step(request(0), request(1, source="model"))
+        assert told == [pytest.approx([3.0, 4.0])]
 
     def test_no_requests(self) -> None:
         stage = Stage({"ngram": Fixed(5)})
