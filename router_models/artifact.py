@@ -40,8 +40,15 @@ _MANIFEST, _ARRAYS = "artifact.json", "arrays.npz"
 _MAX_ARRAY_BYTES = 1 << 30
 # What reading, decompressing or multiplying arrays raises where they are not what the manifest says.
 _STRANGE = (
-    *(ArithmeticError, EOFError, LookupError, MemoryError, RuntimeError, TypeError, ValueError),
-    *(zipfile.BadZipFile, zlib.error),
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 
 Arrays = Mapping[str, NDArray[Any]]
