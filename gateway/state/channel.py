@@ -21,6 +21,8 @@ from redis.exceptions import ResponseError
 
 # So long may a command wait for company.
 _LINGER_S = 0.001
+# So long may the other side take to say goodbye, as TLS wants it to.
+_FAREWELL_S = 1.0
 
 _NOT_YET = object()
 Answers = list[Any]
@@ -59,6 +61,7 @@ class Channel(asyncio.Protocol):
         self._flushing: asyncio.TimerHandle | None = None
         self._watching: asyncio.TimerHandle | None = None
         self.is_open = True
+        self._is_gone = asyncio.Event()
         writer = connection._writer  # there is no public way to it
         assert writer is not None
         self._transport: asyncio.WriteTransport = writer.transport
@@ -89,9 +92,15 @@ class Channel(asyncio.Protocol):
         self._lose(RedisConnectionError(reason))
 
     async def close(self) -> None:
-        """Harmless when repeated, and due after a loss too."""
+        """Its socket is closed afterwards. Harmless when repeated, and due after a loss too."""
         self._lose(RedisConnectionError("the connection was closed"))
+        # redis-py's own waiting would be for the protocol that this one stands in for.
         await self._connection.disconnect(nowait=True)
+        try:
+            async with asyncio.timeout(_FAREWELL_S):
+                await self._is_gone.wait()
+        except TimeoutError:
+            self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
         if not self.is_open:
@@ -104,6 +113,7 @@ class Channel(asyncio.Protocol):
             self.abort(f"not Redis's protocol: {error}")
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_gone.set()
         self._lose(RedisConnectionError(str(exc) if exc else "Redis closed the connection"))
 
     def _take(self, answer: Any) -> None:

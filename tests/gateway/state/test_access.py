@@ -91,6 +91,23 @@ async def test_state_travels_through_tls_with_a_password(
         await client.close()
 
 
+@pytest.mark.parametrize("polite", [True, False])
+async def test_a_closed_client_leaves_no_socket_open_behind_tls(
+    tls: int, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, polite: bool
+) -> None:
+    """Also where the server never says goodbye, as TLS wants it to."""
+    monkeypatch.setattr("gateway.state.channel._FAREWELL_S", 5.0 if polite else 0.0)
+    client = _client(f"rediss://localhost:{tls}", _pem(authority, tmp_path))
+    await client.connect()
+    channel = client._dialler.channel
+    assert channel is not None
+    sock = channel._transport.get_extra_info("socket")
+    assert sock.fileno() >= 0
+    await client.close()
+    await asyncio.sleep(0)
+    assert sock.fileno() == -1
+
+
 @pytest.mark.parametrize("known", ["another authority", "the system's authorities"])
 async def test_a_certificate_from_elsewhere_is_refused(tls: int, tmp_path: Path, known: str) -> None:
     ca_file = _pem(trustme.CA(), tmp_path) if known == "another authority" else None
