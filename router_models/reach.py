@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from router_models.data import MIN_LABELS, Group
-from router_models.metrics import Pair, apgr_standard_error, apgr_within
+from router_models.metrics import Pair, apgr_exact, apgr_standard_error
 from router_models.stacking import held_out
 from router_models.views import LOG_CHARS, fit_shape, fit_text, read_text
 
@@ -32,9 +32,10 @@ def fit_lean(group: Group, tfidf: sp.csr_matrix, structure: Floats, target: Arra
 
     The greatest of a few shares that orders left-out subsets as well as the best one does, within its standard error,
     by exact APGR of the better third of the models over the worse third: where nothing is known, length is the safer
-    of two that are as good. 1 where there are too few subsets to leave any out, too few prompts that both thirds
-    answered, or hardly a gap between them: nothing is known then but that length is safe. `target` float64
-    [num_prompts, num_factors].
+    of two that are as good. All of them are ordered as one traffic, each prompt by what has not seen its subset:
+    within each fold of subsets, the answer would hang on which ones happen to be left out together. 1 where there are
+    too few subsets to leave any out, too few prompts that both thirds answered, or hardly a gap between them: nothing
+    is known then but that length is safe. `target` float64 [num_prompts, num_factors].
     """
     names = np.unique(group.subset)
     better, worse = _thirds(group.results)
@@ -44,11 +45,9 @@ def fit_lean(group: Group, tfidf: sp.csr_matrix, structure: Floats, target: Arra
     fold = _subset_folds(group.subset, names, seed)
     gap = _predicted_gap(tfidf, structure, target[:, :_NUM_FACTORS], fold, better - worse)
     scores = _standardised(gap), _standardised(structure[:, LOG_CHARS].astype(np.float64))
-    pair, folds = Pair(better[known], worse[known]), fold[known].astype(np.str_)
+    pair = Pair(better[known], worse[known])
     mixed = [((1 - share) * scores[0] + share * scores[1])[known] for share in _GRID]
-    found = np.array([apgr_within(score, pair, folds) for score in mixed])
-    if np.isnan(found).any():
-        return 1.0
+    found = np.array([apgr_exact(score, pair) for score in mixed])
     error = apgr_standard_error(mixed[int(np.argmax(found))], pair, _NUM_RESAMPLES)
     return _GRID[int(np.flatnonzero(found >= found.max() - error)[-1])]
 
