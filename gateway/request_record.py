@@ -22,8 +22,8 @@ from router_models.prompt import Turn
 from router_models.records import LoggedDecision, LoggedDrafter, LoggedPrompt, LoggedTurn, LoggedUse, RequestRecord
 
 if TYPE_CHECKING:
-    from gateway.auto.live_router import Score
     from gateway.auto.router_watch import Active
+    from router_models.scorer import Score
 
 
 @dataclass(frozen=True, slots=True)

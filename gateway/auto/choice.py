@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from gateway.auto.conversations import Key
-from gateway.auto.live_router import Score
 from gateway.auto_config import AutoConfig
 from gateway.fleet import ServedModel
 from gateway.receipts import JsonObject
 from router_models.policy import Candidate, Decision, Situation
 from router_models.prompt import Prompt
 from router_models.records import LoggedCandidate, LoggedDecision
+from router_models.scorer import Score
 
 
 @dataclass(frozen=True, eq=False, slots=True)

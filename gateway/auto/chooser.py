@@ -16,7 +16,6 @@ from engines.types import TokenPrompt
 from gateway.auto.choice import Choice
 from gateway.auto.conversations import Conversation, Conversations, turn_keys
 from gateway.auto.fleet_health import FleetHealth
-from gateway.auto.live_router import Score
 from gateway.auto.prompt import GenerationRequest, most_tokens, router_prompt, usual_tokens
 from gateway.auto.router_watch import Active, RouterWatch
 from gateway.auto_config import AUTO, AutoCandidate, AutoConfig
@@ -30,6 +29,7 @@ from router_models.errors import PolicyError
 from router_models.policy import USUAL_QUALITY, Candidate, Decision, Situation, decide
 from router_models.policy_config import BoundGoal
 from router_models.prompt import Prompt
+from router_models.scorer import Score
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

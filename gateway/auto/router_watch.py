@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.auto.artifact_folder import ArtifactFolder, Stamp
-from gateway.auto.live_router import LiveRouter, Score, load_router
+from gateway.auto.live_router import LiveRouter, load_router
 from gateway.auto.threshold import Threshold, threshold_of
 from gateway.auto_config import AutoConfig
 from gateway.receipts import JsonObject
@@ -16,6 +16,7 @@ from gateway.router_metrics import RouterMetrics
 from router_models.drift import Drift
 from router_models.errors import RouterError
 from router_models.policy import USUAL_QUALITY, Decision, Situation
+from router_models.scorer import Score
 
 if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger

@@ -14,7 +14,7 @@ from engines.types import ModelCard
 from gateway.auto.choice import Choice
 from gateway.auto.chooser import AutoChooser
 from gateway.auto.fleet_health import FleetHealth
-from gateway.auto.live_router import LiveRouter, Score
+from gateway.auto.live_router import LiveRouter
 from gateway.auto.router_watch import Active, RouterWatch
 from gateway.auto.threshold import FixedThreshold, ShareThreshold, Threshold
 from gateway.auto_config import AutoConfig
@@ -24,6 +24,7 @@ from gateway.openai import ChatCompletionRequest
 from gateway.router_metrics import RouterMetrics
 from router_models.online_quantile import OnlineQuantile
 from router_models.prompt import Prompt
+from router_models.scorer import Score
 from tests.gateway.auto_world import STRONG, WEAK, auto_config, settings
 from tests.gateway.fakes import ScriptedEngine, echo_engine
 
