@@ -19,6 +19,7 @@ from router_models.policy_config import PolicyConfig
 if TYPE_CHECKING:
     from router_models.off_policy import Estimate
     from router_models.replay import Replay
+    from router_models.rescore import Rescorer
 
 _console = Console(highlight=False, soft_wrap=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -27,23 +28,56 @@ _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 def replay(
     logs: Annotated[Path, typer.Argument(help="request logs: a file, or a gateway's folder of them")],
     policy: Annotated[Path, typer.Option(help="the other policy: YAML, as under auto.policy")],
+    router: Annotated[
+        str | None, typer.Option(help="an artifact that scores the requests: a folder, or default; else as logged")
+    ] = None,
+    ability: Annotated[
+        list[str] | None, typer.Option(metavar="MODEL=NAME", help="that artifact's name of a model, if it is another")
+    ] = None,
     confidence: Annotated[float, typer.Option(min=0.5, max=0.999, help="of the intervals")] = 0.9,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON document")] = False,
 ) -> None:
-    """Estimate what another policy would have cost and been worth on recorded traffic, before it serves."""
+    """Estimate what another policy, or another router, would have cost and been worth on recorded traffic."""
     try:
         from router_models.logs import read_log
         from router_models.replay import replay as replayed
 
         other = _with_digests(_read_policy(policy), logs)
-        found = replayed(read_log(logs), other, confidence)
+        rescorer = _rescorer(router, ability or [])
+        found = replayed(read_log(logs), other, confidence, rescorer)
     except RouterError as error:
         _errors.print(error.message, style="red", markup=False)
         raise typer.Exit(1) from error
     if as_json:
-        typer.echo(json.dumps({"logs": str(logs), "policy": str(policy), **found.document()}))
+        scored = None if rescorer is None else {"artifact": router, "num_seen": rescorer.num_seen}
+        typer.echo(json.dumps({"logs": str(logs), "policy": str(policy), "router": scored, **found.document()}))
     else:
         _show(found)
+    if rescorer is not None:
+        _warn(rescorer)
+
+
+def _rescorer(router: str | None, abilities: list[str]) -> Rescorer | None:
+    """None where the logged scores count. Raises ArtifactError, PolicyError."""
+    pairs = [ability.partition("=") for ability in abilities]
+    for model, _, name in pairs:
+        if not (model and name):
+            raise PolicyError("--ability is to be MODEL=NAME")
+    if router is None:
+        if pairs:
+            raise PolicyError("--ability has no effect without --router")
+        return None
+    from router_models import artifact
+    from router_models.rescore import Rescorer
+
+    return Rescorer(artifact.load(artifact.resolve(router)), {model: name for model, _, name in pairs})
+
+
+def _warn(rescorer: Rescorer) -> None:
+    if rescorer.is_stand_in:
+        _errors.print("The router does not know the cheapest and the strongest model: typical ones stand in for them.")
+    if rescorer.num_seen:
+        _errors.print(f"{rescorer.num_seen} of the requests taught this router: their estimates flatter it.")
 
 
 def _read_policy(path: Path) -> PolicyConfig:
@@ -95,7 +129,10 @@ def _show(found: Replay) -> None:
         if old != new:
             _console.print(f"{old} -> {new}: {count} ({count / found.num_rows:.1%})", markup=False)
     if found.num_left_out:
-        _console.print(f"{found.num_left_out} left out: the other policy allows none of their candidates.")
+        _console.print(
+            f"{found.num_left_out} left out: the other policy allows none of their candidates, or the log has not kept "
+            "what a router reads."
+        )
     if found.refusal is not None:
         _console.print(f"No estimate: {found.refusal}.", markup=False)
 

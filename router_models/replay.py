@@ -1,8 +1,9 @@
 """Recorded decisions made again by another policy, and what its answers would have been worth.
 
-Every row is taken as it was: the candidates, costs and probabilities that were logged, the model that the conversation
-had then. What the other policy would itself have led to, conversations that took another course for example, is not in
-a log. Rows without an outcome count for decisions and costs, rows with one for quality as well.
+Every row is taken as it was: the candidates and costs that were logged, the model that the conversation had then, and
+the probabilities too, unless another router scores the requests. What the other policy would itself have led to,
+conversations that took another course for example, is not in a log. Rows without an outcome count for decisions and
+costs, rows with one for quality as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from router_models.online_quantile import OnlineQuantile
 from router_models.policy import USUAL_QUALITY, Candidate, Decision, Situation, decide
 from router_models.policy_config import BoundGoal, PolicyConfig, ShareGoal
 from router_models.records import LoggedDecision, RequestRecord
+from router_models.rescore import Rescorer
 
 # What the policy in the log has refused is refused here too where it was the fleet's doing and not the policy's.
 _FLEETS_DOING = ("down", "context window")
@@ -68,14 +70,17 @@ class Replay:
         return document
 
 
-def replay(log: Log, policy: PolicyConfig, confidence: float = 0.9) -> Replay:
-    """Decide every automatic choice of the log again. Raises DataError where there is none, or the goal needs more."""
+def replay(log: Log, policy: PolicyConfig, confidence: float = 0.9, rescorer: Rescorer | None = None) -> Replay:
+    """Decide every automatic choice of the log again. Raises DataError where there is none, or the goal needs more.
+
+    `rescorer`: whose scores the decisions go by; those that the log has if None.
+    """
     if isinstance(policy.goal, BoundGoal):
         raise DataError("a goal of kind bound needs prompts with both models' results; a log has one result for each")
     decided = [
         (record, log.results.get(key, {})) for key, record in log.requests.items() if record.decision is not None
     ]
-    rows, num_left_out = _rows(sorted(decided, key=lambda pair: pair[0].time), policy)
+    rows, num_left_out = _rows(sorted(decided, key=lambda pair: pair[0].time), policy, rescorer)
     if not rows:
         raise DataError("the log has no automatic choice that this policy can be asked about")
     judged = [row for row in rows if row.result is not None]
@@ -93,13 +98,17 @@ def replay(log: Log, policy: PolicyConfig, confidence: float = 0.9) -> Replay:
     )
 
 
-def _rows(decided: Iterable[tuple[RequestRecord, Mapping[str, float]]], policy: PolicyConfig) -> tuple[list[Row], int]:
-    """Of records with their results by model, in the order given; those that no model is allowed for are counted."""
+def _rows(
+    decided: Iterable[tuple[RequestRecord, Mapping[str, float]]], policy: PolicyConfig, rescorer: Rescorer | None
+) -> tuple[list[Row], int]:
+    """Of records with their results by model, in the order given; those that cannot be decided again are counted."""
     quantile = OnlineQuantile(policy.goal.strong_share) if isinstance(policy.goal, ShareGoal) else None
     rows, num_left_out = [], 0
     for record, results in decided:
-        logged = record.decision
-        assert logged is not None
+        logged = record.decision if rescorer is None else rescorer.decision(record)
+        if logged is None:
+            num_left_out += 1
+            continue
         candidates = _candidates(logged)
         threshold = quantile.threshold() if quantile is not None else None
         try:

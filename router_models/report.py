@@ -25,7 +25,10 @@ HELD_OUT = (
 )
 
 
-NOT_COMPARED = "Not recommended: nothing could be compared, since no two models answered the same prompts."
+NOT_COMPARED = (
+    "Not recommended: nothing could be compared, since no two models answered the same prompts. "
+    "outrider replay --router estimates from a log what this artifact would have been worth."
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The loop that the router is for: serve, log, hear how it was, train, promote, serve better."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import httpx
@@ -70,6 +71,15 @@ async def test_a_gateway_learns_from_its_own_log(prompt: str, num_hard_words: in
             run, app, ["train", str(log), "--out", str(tmp_path / "new"), "--base", "none"]
         )
         assert trained.exit_code == 0, trained.output
+        assert "nothing could be compared" in " ".join(trained.output.split())
+        (tmp_path / "policy.yaml").write_text("goal: {kind: share, strong_share: 0.5}\nexploration: 0.0\n")
+        replay = ["replay", str(log), "--policy", str(tmp_path / "policy.yaml"), "--router", str(tmp_path / "new")]
+        replayed = await asyncio.to_thread(run, app, [*replay, "--json"])
+        assert replayed.exit_code == 0, replayed.output
+        found = json.loads(replayed.stdout)
+        assert found["router"]["num_seen"] == found["num_rows"] == 120
+        assert "120 of the requests taught this router" in replayed.stderr
+        assert found["replayed"]["doubly_robust"]["value"] > found["logged_quality"]["value"] + 0.05
         promoted = await asyncio.to_thread(run, app, ["promote", str(tmp_path / "new"), "--folder", str(artifacts)])
         assert promoted.exit_code == 0, promoted.output
         status = await _status(http)

@@ -5,12 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from router_models import artifact
 from router_models.errors import DataError
 from router_models.logs import Log, read_log
 from router_models.policy import Candidate, Situation, decide
 from router_models.policy_config import PolicyConfig
-from router_models.records import LoggedCandidate, LoggedDecision, LoggedUse, OutcomeRecord, RequestRecord
+from router_models.records import (
+    LoggedCandidate,
+    LoggedDecision,
+    LoggedPrompt,
+    LoggedTurn,
+    LoggedUse,
+    OutcomeRecord,
+    RequestRecord,
+)
 from router_models.replay import replay
+from router_models.rescore import Rescorer
 
 _COSTS = {"weak": 0.001, "strong": 0.01}
 
@@ -152,6 +162,18 @@ def test_what_cannot_be_replayed_is_an_error() -> None:
     bound = PolicyConfig.model_validate({"goal": {"kind": "bound", "max_quality_loss": 0.1}})
     with pytest.raises(DataError, match="both models' results"):
         replay(_log(_policy(1.0), 5), bound)
+
+
+def test_what_another_router_cannot_read_is_left_out() -> None:
+    """The log has kept neither texts nor features."""
+    log, rescorer = _log(_policy(0.02), 10), Rescorer(artifact.load(artifact.resolve("default")), {})
+    with pytest.raises(DataError, match="no automatic choice"):
+        replay(log, _policy(0.02), rescorer=rescorer)
+    readable = log.requests["3"].model_copy(
+        update={"prompt": LoggedPrompt(kind="full", turns=(LoggedTurn(role="user", text="Why?"),))}
+    )
+    found = replay(Log(log.requests | {"3": readable}, log.results), _policy(0.02), rescorer=rescorer)
+    assert (found.num_rows, found.num_left_out) == (1, 9)
 
 
 def test_the_document_is_plain_data() -> None:
