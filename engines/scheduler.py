@@ -167,12 +167,17 @@ class Scheduler:
         promised = sum(self._kv.missing_blocks(sequence) for sequence in self._running)
         while self._waiting and plan.budget > 0:
             sequence = self._waiting[0][2]
-            slots -= 1 + sequence.num_pending_forks
-            if slots < 0:
+            num_slots = 1 + sequence.num_pending_forks
+            if num_slots > slots:
                 return
             prefix = self._kv.cached_prefix(sequence)
             if not self._kv.can_hold(sequence, prefix, promised):
-                return
+                if plan.has_reclaimed:
+                    return
+                plan.has_reclaimed = True
+                self._kv.give_back_spare(self._running)
+                continue
+            slots -= num_slots
             heapq.heappop(self._waiting)
             self._kv.admit(sequence, prefix)
             if sequence.num_preemptions == 0:

@@ -50,6 +50,17 @@ def test_a_long_prompt_is_prefilled_in_chunks_beside_decodes() -> None:
     ]
 
 
+def test_room_for_rejected_drafts_keeps_nobody_waiting() -> None:
+    scheduler = make_scheduler(num_blocks=5, drafts=8)
+    drafting, waiting = make_sequence(prompt(3, 1)), make_sequence(prompt(9, 2))
+    scheduler.add(drafting)
+    for _ in range(2):
+        advance(scheduler, scheduler.schedule())
+    assert len(drafting.block_table) == 3, "one for what is known, and room for eight drafts"
+    scheduler.add(waiting)
+    assert counts(scheduler.schedule())[waiting.seq_id] == 9
+
+
 def test_the_budget_is_never_exceeded_and_never_wasted() -> None:
     scheduler = make_scheduler(budget=8)
     for first in range(4):
