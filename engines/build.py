@@ -6,6 +6,7 @@ import hashlib
 import logging
 import platform
 import time
+from pathlib import Path
 
 import torch
 import transformers
@@ -46,7 +47,8 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
     kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, backend)
     loaded = prepare_model(config, backend)
     tokenizer = Tokenizer.load(resolve_source(config.model), config.revision)
-    draft = load_draft_model(config, tokenizer, backend)
+    vocab_size = min(loaded.vocab_size, len(tokenizer))
+    draft = load_draft_model(config, tokenizer, vocab_size, backend)
     capacity = plan_capacity(
         config,
         # One block id means a block of each model's memory.
@@ -57,7 +59,6 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
         activation_bytes=_activation_bytes(loaded, config),
         device=loaded.device,
     )
-    vocab_size = min(loaded.vocab_size, len(tokenizer))
     draft_runner = _runner(draft, backend, config, capacity) if draft else None
     key = _costs_key(config, loaded, draft, backend.name)
     path = costs_path(config.costs_file, key)
@@ -77,9 +78,14 @@ def load_engine(config: LocalEngineConfig) -> LoadedEngine:
     _log.info("loaded %s in %.1f s: %s", config.model, time.perf_counter() - started, card.details)
     core = EngineCore(settings, runner, tokenizer, speculation)
 
+    level = logging.WARNING
+
     def keep() -> None:
+        nonlocal level
         if path and speculation.max_draft_tokens:
-            save_costs(path, key, speculation.speculator.state())
+            is_kept = save_costs(path, key, speculation.speculator.state(), level)
+            # Where nothing can be written, that is said once and not every minute.
+            level = logging.WARNING if is_kept else logging.DEBUG
 
     return LoadedEngine(core, speculation.speculator, limits, card, keep, watch=core.watch_blocks)
 
@@ -123,7 +129,7 @@ def _activation_bytes(loaded: LoadedModel, config: LocalEngineConfig) -> int:
 
 def _costs_key(config: LocalEngineConfig, loaded: LoadedModel, draft: LoadedModel | None, backend: str) -> str:
     """Stands for whatever the speed of a step and the drafters' luck depend on."""
-    device = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else platform.machine()
+    device = torch.cuda.get_device_name(loaded.device) if loaded.device.type == "cuda" else _processor()
     parts = (
         loaded.weights_fingerprint,
         loaded.dtype,
@@ -133,6 +139,8 @@ def _costs_key(config: LocalEngineConfig, loaded: LoadedModel, draft: LoadedMode
         config.kv_cache_dtype,
         device,
         torch.get_num_threads(),
+        config.optimize,
+        config.cuda_graphs,
         config.block_size,
         torch.__version__,
     )
@@ -179,3 +187,11 @@ def _card(
         details=details,
         prefix_blocks=PrefixBlocks(content, config.block_size) if config.enable_prefix_caching else None,
     )
+
+
+def _processor() -> str:
+    """The CPU's model, where Linux tells it, and what its vector units can do."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    model = next((line for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model} {torch.backends.cpu.get_cpu_capability()}"

@@ -6,6 +6,7 @@ cannot be written costs a warning. Several replicas may share a file; each write
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -60,7 +61,7 @@ def load_costs(path: Path, key: str) -> dict[str, Any] | None:
     return costs
 
 
-def save_costs(path: Path, key: str, costs: dict[str, Any]) -> bool:
+def save_costs(path: Path, key: str, costs: dict[str, Any], level: int = logging.WARNING) -> bool:
     """Write `costs`, which JSON can hold, for `load_costs`; whether that worked, and if not, the reason is logged.
 
     Creates the folder. A reader sees the old file or the new one, never a part.
@@ -74,8 +75,9 @@ def save_costs(path: Path, key: str, costs: dict[str, Any]) -> bool:
             stream.write(document)
         os.replace(partial, path)
     except (OSError, ValueError) as error:  # the latter for numbers that JSON has not, and names no file can have
-        _log.warning("Step costs cannot be kept in %s: %s", path, error)
+        _log.log(level, "Step costs cannot be kept in %s: %s", path, error)
         if partial is not None:
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink()
         return False
     return True

@@ -40,8 +40,10 @@ Learnt = TypeVar("Learnt", StepCost, Acceptance)
 _log = logging.getLogger(__name__)
 
 
-def load_draft_model(config: LocalEngineConfig, tokenizer: Tokenizer, backend: AttentionBackend) -> LoadedModel | None:
-    """The configured draft model, None where there is none.
+def load_draft_model(
+    config: LocalEngineConfig, tokenizer: Tokenizer, vocab_size: int, backend: AttentionBackend
+) -> LoadedModel | None:
+    """The configured draft model, None where there is none. `vocab_size`: how many ids the target can yield.
 
     It is loaded as the target is, and must pass the same parity probe. Raises ModelLoadError and its subclasses,
     VocabularyMismatchError among them.
@@ -52,9 +54,9 @@ def load_draft_model(config: LocalEngineConfig, tokenizer: Tokenizer, backend: A
     own = config.model_copy(update={"model": drafter.model, "revision": drafter.revision})
     loaded = prepare_model(own, backend)
     check_vocabulary(tokenizer, Tokenizer.load(resolve_source(drafter.model), drafter.revision), drafter.model)
-    if loaded.vocab_size < len(tokenizer):
+    if loaded.vocab_size < vocab_size:
         raise VocabularyMismatchError(
-            f"The draft model {drafter.model!r} has {loaded.vocab_size} logits for {len(tokenizer)} tokens."
+            f"The draft model {drafter.model!r} has {loaded.vocab_size} logits for {vocab_size} tokens."
         )
     return loaded
 

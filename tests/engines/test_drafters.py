@@ -159,10 +159,10 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return found
 
 
-def load(folders: dict[str, Path], drafter: dict[str, Any]) -> LoadedEngine:
+def load(folders: dict[str, Path], drafter: dict[str, Any], **more: object) -> LoadedEngine:
     small = {"kv_cache_bytes": 1 << 20, "num_threads": 1, "max_num_seqs": 4, "max_num_batched_tokens": 64}
     fields = {"model": str(folders["target"]), "device": "cpu", "drafter": drafter, "costs_file": ""} | small
-    return load_engine(LocalEngineConfig.model_validate(fields))
+    return load_engine(LocalEngineConfig.model_validate(fields | more))
 
 
 def generate(core: EngineCore) -> list[int]:
@@ -194,6 +194,14 @@ class TestDraftModels:
         with pytest.raises(VocabularyMismatchError, match="64 logits for 96 tokens"):
             load(folders, {"kind": "model", "model": str(folders["cut"])})
 
+    def test_only_as_many_logits_as_the_target_has_are_needed(self, folders: dict[str, Path]) -> None:
+        own = folders | {"target": folders["cut"]}
+        engine = load(own, {"kind": "model", "model": str(folders["cut"]), "draft_length": 4})
+        assert engine.limits.vocab_size == 64
+        generate(engine.core)
+        stats = engine.core.stats()
+        assert stats.num_accepted_tokens == stats.num_drafted_tokens > 0
+
     def test_another_vocabulary_is_refused_at_load(self, folders: dict[str, Path], tmp_path: Path) -> None:
         folder = tiny_models.save(tiny_models.SUPPORTED["llama"](), tmp_path)
         tokenizer = json.loads((folders["target"] / "tokenizer.json").read_text())
@@ -208,3 +216,27 @@ class TestDraftModels:
         alone = load(folders, {"kind": "none"}).limits.num_blocks
         beside = load(folders, {"kind": "model", "model": str(folders["target"])}).limits.num_blocks
         assert beside == pytest.approx(alone / 2, abs=1)
+
+
+class TestCosts:
+    def test_that_they_cannot_be_kept_is_said_once(
+        self, folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        (tmp_path / "file").write_text("in the way")
+        engine = load(folders, {"kind": "ngram"}, costs_file=str(tmp_path / "file" / "costs.json"))
+        caplog.clear()
+        with caplog.at_level(logging.DEBUG):
+            for _ in range(3):
+                engine.keep()
+        assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.DEBUG, logging.DEBUG]
+
+    def test_engines_of_another_speed_keep_their_own(
+        self, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        for optimize in (True, False, True):
+            load(folders, {"kind": "ngram"}, costs_file=None, optimize=optimize).keep()
+        assert len(list(tmp_path.rglob("*.json"))) == 2
+        monkeypatch.setattr("engines.build._processor", lambda: "another")
+        load(folders, {"kind": "ngram"}, costs_file=None, optimize=True).keep()
+        assert len(list(tmp_path.rglob("*.json"))) == 3
