@@ -108,7 +108,8 @@ class KVCacheManager:
 
         A block that it has read in full is read for all sequences that share it.
         """
-        known = sequence.token_ids[sequence.num_drafted_tokens :][: len(sequence.draft_tail)]
+        start = sequence.num_drafted_tokens
+        known = sequence.token_ids[start : start + len(sequence.draft_tail)]
         agrees = (read == token for read, token in zip(sequence.draft_tail, known, strict=False))
         num_right = next((i for i, is_right in enumerate(agrees) if not is_right), len(known))
         sequence.num_drafted_tokens += num_right
