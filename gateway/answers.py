@@ -168,7 +168,8 @@ def usage_body(usages: Sequence[Usage], n: int) -> JsonObject:
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": sum(usage.cached_tokens for usage in usages[::n])},
-        # OpenAI's names. Whoever drafted them, predictions or others; rejected tokens are not in `completion_tokens`.
+        # OpenAI's names. Whoever drafted them, predictions or others. Local engines do not count rejected tokens
+        # as `completion_tokens`; a remote one's counts are its own.
         "completion_tokens_details": {
             "accepted_prediction_tokens": sum(usage.accepted_draft_tokens for usage in usages),
             "rejected_prediction_tokens": sum(usage.rejected_draft_tokens for usage in usages),
