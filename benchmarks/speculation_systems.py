@@ -24,6 +24,7 @@ from engines.drafters import make_policy
 from engines.types import DrafterChoice, GenerateRequest, SamplingParams, SpeculationParams, TokenPrompt
 
 Length = int | Literal["adaptive"]
+_LOOKUP_TOKENS = 10  # as transformers' documentation has it
 _ROOM = 64  # tokens that a sequence may be ahead of the average when the clock stops
 
 
@@ -141,10 +142,10 @@ class Assisted:
     def __init__(self, target: Any, draft: Any | None = None) -> None:
         self.name = "transformers_assisted" if draft is not None else "transformers_prompt_lookup"
         self.drafter = "model" if draft is not None else "ngram"
-        self.length: Length = "adaptive"
+        self.length: Length = "adaptive" if draft is not None else _LOOKUP_TOKENS
         self._target = target
         self._options: dict[str, Any] = (
-            {"assistant_model": draft} if draft is not None else {"prompt_lookup_num_tokens": 10}
+            {"assistant_model": draft} if draft is not None else {"prompt_lookup_num_tokens": _LOOKUP_TOKENS}
         )
 
     def run(self, prompts: Sequence[Prompt], temperature: float, num_new: int) -> Measured:
@@ -157,7 +158,9 @@ class Assisted:
 
     def _generate_s(self, prompt: Prompt, temperature: float, num_new: int, *, plain: bool = False) -> float:
         ids = torch.tensor([prompt.token_ids])
-        sampling = {"do_sample": True, "temperature": temperature} if temperature else {"do_sample": False}
+        # All of the distribution, as the engine samples it: transformers would take the 50 likeliest tokens.
+        law = {"temperature": temperature, "top_k": 0}
+        sampling = {"do_sample": True, **law} if temperature else {"do_sample": False}
         torch.manual_seed(0)
         started = time.perf_counter()
         with torch.inference_mode():
