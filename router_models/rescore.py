@@ -49,7 +49,7 @@ class Rescorer:
             for candidate, prob_right in zip(logged.candidates, score.prob_right, strict=True)
         )
         found = {"candidates": candidates, "score": score.need, "novelty": score.novelty, "abstains": score.abstains}
-        return logged.model_copy(update=found)
+        return logged.model_copy(update=found | {"artifact": scorer.version, "feature_version": scorer.feature_version})
 
     def _scorer(self, models: tuple[str, ...], source: str) -> Scorer:
         key = models, source

@@ -84,6 +84,7 @@ async def test_the_router_that_served_scores_as_it_did(router: Path, tmp_path: P
         logged, found = record.decision, rescorer.decision(record)
         assert logged is not None
         assert found is not None
+        assert found.artifact == logged.artifact
         assert (found.choice, found.propensity, found.abstains) == (logged.choice, logged.propensity, logged.abstains)
         assert found.score == pytest.approx(logged.score, abs=1e-3)  # logged features are rounded
         assert found.novelty == pytest.approx(logged.novelty, abs=1e-3)
