@@ -24,7 +24,7 @@ from engines.drafters import make_policy
 from engines.types import DrafterChoice, GenerateRequest, SamplingParams, SpeculationParams, TokenPrompt
 
 Length = int | Literal["adaptive"]
-_LOOKUP_TOKENS = 10  # as transformers' documentation has it
+_LOOKUP_TOKENS = 10  # the most that one of transformers' lookups drafts
 _ROOM = 64  # tokens that a sequence may be ahead of the average when the clock stops
 
 
